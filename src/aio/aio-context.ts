@@ -1,0 +1,353 @@
+/**
+ * The event loop object: run queue, bottom halves, timers, coroutines, acquire and release.
+ *
+ * Invariants:
+ * - First come, first served: tasks run in slices, in the order they were queued; what a task queues
+ *   runs in a later slice. So nothing a coroutine wakes runs inside the coroutine that wakes it.
+ * - Time comes from the clock handed in, so a run under a virtual clock and a seed replays exactly.
+ * - After a budget of inline work the host loop gets a turn; timers, sockets and wake-ups from other
+ *   threads would starve without it.
+ * - It belongs to the thread that made it.
+ */
+import { threadId } from 'node:worker_threads'
+import type { Coroutine, Pending } from '../coroutine/coroutine.ts'
+import { ContextLock } from '../sync/context-lock.ts'
+import { type Clock, HostClock, type TimerHandle } from '../util/clock.ts'
+import { assert, BlockError } from '../util/errors.ts'
+import { BottomHalf, type RunTask } from './bottom-half.ts'
+import { CoroutineHandle, type CoroutineIdentity, type CoroutineStart } from './coroutine-handle.ts'
+import { AioTimer } from './timer.ts'
+
+/** How a context is made. */
+export interface AioContextOptions {
+  /** Its time; default the host's. */
+  readonly clock?: Clock
+  /** Name for reports; default `main`. */
+  readonly name?: string
+  /** Words of the lock when another thread made them; default its own. */
+  readonly lockWords?: Int32Array
+  /** Keep where each coroutine was spawned, for its errors; costs about a microsecond each. */
+  readonly trace?: boolean
+}
+
+/** How a coroutine is spawned. */
+export interface SpawnOptions {
+  /** Name for reports and errors. */
+  readonly name?: string
+}
+
+/** What a context still has to do. */
+export interface AioReport {
+  /** Coroutines that did not end: `name (state) at place`. */
+  readonly coroutines: readonly string[]
+  /** Timers armed and sleeps under way. */
+  readonly timers: number
+  /** Tasks on the run queue. */
+  readonly queued: number
+}
+
+/** A sleep that may end early. */
+export interface WakeableSleep {
+  /** Settles when the time is over or `wake` was called. */
+  readonly done: Promise<void>
+  /** Ends the sleep; once, later calls do nothing. */
+  wake(): void
+}
+
+/** Tasks that may run before the host loop gets a turn; about a millisecond of small requests. */
+const TASK_BUDGET = 512
+/** Longest inline run in milliseconds, looked at every 64 tasks. */
+const TIME_BUDGET_MS = 1
+/** An idle bottom half waits no longer than this. */
+const IDLE_MS = 10
+/** How many turns of the host loop `close` gives what still runs. */
+const CLOSE_TURNS = 64
+
+/** One per thread that runs block code. */
+export class AioContext {
+  /** Its time. */
+  readonly clock: Clock
+  /** Name for reports. */
+  readonly name: string
+  /** The lock behind `acquire`; its words may be handed to a worker. */
+  readonly lock: ContextLock
+  /** The coroutine whose turn it is; only known until its first wait in a turn. */
+  current: CoroutineIdentity | undefined
+  readonly #trace: boolean
+  readonly #live = new Set<CoroutineIdentity>()
+  readonly #timers = new Set<AioTimer>()
+  readonly #sleeps = new Set<Sleep>()
+  #next: RunTask[] = []
+  #spare: RunTask[] = []
+  #idle: RunTask[] = []
+  #idleTimer: TimerHandle | undefined
+  #armed = false
+  #spent = 0
+  #turnStart = 0
+  #turn: Promise<void> | undefined
+  #closed = false
+
+  constructor(options: AioContextOptions = {}) {
+    this.clock = options.clock ?? new HostClock()
+    this.name = options.name ?? 'main'
+    this.#trace = options.trace ?? true
+    const words = options.lockWords
+    this.lock =
+      words === undefined
+        ? ContextLock.create(threadId + 1, this.name)
+        : new ContextLock(words, 0, threadId + 1, this.name)
+  }
+
+  /** Runs `fn` once, soon, outside the caller. */
+  scheduleBh(fn: () => void): void {
+    this.enqueue({ run: fn })
+  }
+
+  /** A reusable bottom half. */
+  newBh(fn: () => void): BottomHalf {
+    return new BottomHalf(this, fn)
+  }
+
+  /** The same as `scheduleBh`, for work put off until the caller is done. */
+  defer(fn: () => void): void {
+    this.enqueue({ run: fn })
+  }
+
+  /** A timer, not armed. */
+  timer(fn: () => void): AioTimer {
+    return new AioTimer(this.clock, this.newBh(fn), this.#timers)
+  }
+
+  /** Waits `ms`. Error: ECANCELED when the context closes meanwhile. */
+  sleep(ms: number): Promise<void> {
+    return this.wakeableSleep(ms).done
+  }
+
+  /** Waits `ms` or until woken. Error: ECANCELED when the context closes meanwhile. */
+  wakeableSleep(ms: number): WakeableSleep {
+    return new Sleep(this.clock, ms, this.#sleeps)
+  }
+
+  /** Starts a coroutine; its first turn is queued. Error: ESHUTDOWN after `close`. */
+  spawn<T>(work: CoroutineStart<T>, options: SpawnOptions = {}): CoroutineHandle<T> {
+    if (this.#closed) throw new BlockError('ESHUTDOWN', `Context '${this.name}' is closed`)
+    const site = this.#trace ? creationSite() : noSite
+    const handle = new CoroutineHandle<T>(this, options.name ?? '', site, work)
+    this.#live.add(handle)
+    this.enqueue(handle)
+    return handle
+  }
+
+  /**
+   * Counts one piece of inline work. `undefined` = go on; else wait for it, so that the host loop
+   * turns. Loops whose every operation may finish inline call it once a round.
+   */
+  breathe(): Pending {
+    if (!this.#overBudget()) return undefined
+    this.#turn ??= new Promise((resolve) => {
+      this.clock.setImmediate(() => {
+        this.#turn = undefined
+        this.#newTurn()
+        resolve()
+      })
+    })
+    return this.#turn
+  }
+
+  /**
+   * Takes the context's lock; recursive for the thread. `await using held = await ctx.acquire()`.
+   * Error: EIO when the thread that held it died.
+   */
+  async acquire(): Promise<AsyncDisposable> {
+    const wait = this.lock.acquire()
+    if (wait !== undefined) await wait
+    return new Held(this.lock)
+  }
+
+  /** Ends one `acquire` by hand. */
+  release(): void {
+    this.lock.release()
+  }
+
+  /** What is still to do. */
+  report(): AioReport {
+    return {
+      coroutines: [...this.#live].map((co) => `${co.name} (${co.state})${co.site()}`),
+      timers: this.#timers.size + this.#sleeps.size,
+      queued: this.#next.length + this.#idle.length,
+    }
+  }
+
+  /**
+   * The end: cancels coroutines, ends sleeps with ECANCELED, disarms timers, and gives what runs a
+   * few turns. Error: EBUSY naming what still runs after that; nothing is torn down.
+   */
+  async close(): Promise<void> {
+    this.#closed = true
+    for (const co of this.#live) co.cancel()
+    for (const timer of this.#timers) timer.del()
+    for (let turn = 0; turn < CLOSE_TURNS && this.#busy(); turn += 1) {
+      for (const sleep of this.#sleeps) sleep.fail(canceled(this.name))
+      this.#slice()
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    this.#idleTimer?.cancel()
+    this.#idle = []
+    this.lock.dispose()
+    if (this.#live.size === 0) return
+    const left = this.report().coroutines.join(', ')
+    throw new BlockError('EBUSY', `Context '${this.name}' closed with coroutines running: ${left}`)
+  }
+
+  /** Runs the task in the next slice; for the parts of the runtime. */
+  enqueue(task: RunTask): void {
+    this.#next.push(task)
+    this.#arm()
+  }
+
+  /** Runs the task with the next slice, or within 10 ms; for bottom halves. */
+  enqueueIdle(task: RunTask): void {
+    this.#idle.push(task)
+    this.#idleTimer ??= this.clock.setTimer(IDLE_MS, () => {
+      this.#idleTimer = undefined
+      this.#runIdle()
+    })
+  }
+
+  /** A coroutine reached its end; for coroutines. */
+  ended(handle: CoroutineIdentity): void {
+    const known = this.#live.delete(handle)
+    assert(known, 'a coroutine ends once')
+  }
+
+  #busy(): boolean {
+    return this.#live.size + this.#sleeps.size + this.#next.length > 0
+  }
+
+  #arm(): void {
+    if (this.#armed) return
+    this.#armed = true
+    if (this.#overBudget()) this.clock.setImmediate(this.#afterTurn)
+    else queueMicrotask(this.#slice)
+  }
+
+  #overBudget(): boolean {
+    this.#spent += 1
+    if (this.#spent > TASK_BUDGET) return true
+    if (this.#spent % 64 !== 0) return false
+    if (this.clock.nowMs() - this.#turnStart <= TIME_BUDGET_MS) return false
+    this.#spent = TASK_BUDGET
+    return true
+  }
+
+  #newTurn(): void {
+    this.#spent = 0
+    this.#turnStart = this.clock.nowMs()
+  }
+
+  readonly #afterTurn = (): void => {
+    this.#newTurn()
+    this.#slice()
+  }
+
+  readonly #slice = (): void => {
+    const batch = this.#next
+    this.#next = this.#spare
+    this.#spent += batch.length
+    for (const task of batch) this.#runTask(task)
+    batch.length = 0
+    this.#spare = batch
+    this.#armed = false
+    if (this.#idle.length > 0) this.#runIdle()
+    if (this.#next.length > 0) this.#arm()
+  }
+
+  #runIdle(): void {
+    const batch = this.#idle
+    this.#idle = []
+    for (const task of batch) this.#runTask(task)
+  }
+
+  #runTask(task: RunTask): void {
+    try {
+      task.run()
+    } catch (error) {
+      // A callback has nobody to fail to; the queue goes on and the host sees the error.
+      queueMicrotask(() => {
+        throw error
+      })
+    }
+  }
+}
+
+/** Runs a coroutine to its end in a context of its own turn; for callers that only want the result. */
+export function coRun<T>(ctx: AioContext, work: Coroutine<T>, name?: string): Promise<T> {
+  return ctx.spawn(work, name === undefined ? {} : { name }).join()
+}
+
+class Held implements AsyncDisposable {
+  readonly #lock: ContextLock
+  #held = true
+
+  constructor(lock: ContextLock) {
+    this.#lock = lock
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#held) this.#lock.release()
+    this.#held = false
+  }
+}
+
+class Sleep implements WakeableSleep {
+  readonly done: Promise<void>
+  readonly #all: Set<Sleep>
+  readonly #timer: TimerHandle
+  #resolve!: () => void
+  #reject!: (reason: BlockError) => void
+
+  constructor(clock: Clock, ms: number, all: Set<Sleep>) {
+    this.#all = all
+    this.done = new Promise((resolve, reject) => {
+      this.#resolve = resolve
+      this.#reject = reject
+    })
+    all.add(this)
+    this.#timer = clock.setTimer(ms, () => this.wake())
+  }
+
+  wake(): void {
+    if (this.#end()) this.#resolve()
+  }
+
+  /** The context closes. */
+  fail(error: BlockError): void {
+    if (this.#end()) this.#reject(error)
+  }
+
+  #end(): boolean {
+    this.#timer.cancel()
+    return this.#all.delete(this)
+  }
+}
+
+function canceled(name: string): BlockError {
+  return new BlockError('ECANCELED', `Context '${name}' is closing`, { op: 'sleep' })
+}
+
+/** Formatting a stack is the dear part of it, so that happens only when somebody reads it. */
+function creationSite(): () => string {
+  const limit = Error.stackTraceLimit
+  Error.stackTraceLimit = 6
+  const holder: { stack?: string } = {}
+  Error.captureStackTrace(holder, creationSite)
+  Error.stackTraceLimit = limit
+  return () => {
+    const lines = (holder.stack ?? '').split('\n').slice(2)
+    return lines.length === 0 ? '' : ` spawned\n${lines.join('\n')}`
+  }
+}
+
+function noSite(): string {
+  return ''
+}

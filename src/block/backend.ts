@@ -1,0 +1,345 @@
+/**
+ * A backend: the root user of a tree of nodes, through which guests, exports and jobs do their I/O.
+ *
+ * Invariants:
+ * - A request is in flight from its first step to its last; while the root is drained, new requests
+ *   wait in order without counting, and count again from the instant they are woken.
+ * - A fenced backend refuses every request that would change data.
+ */
+import type { Coroutine, MaybePromise, Pending, Step } from '../coroutine/coroutine.ts'
+import { assert, type BlockError, ioError } from '../util/errors.ts'
+import type { BlockChild, EdgeOwner } from './child.ts'
+import { FLAG, type Permissions } from './driver.ts'
+import type { BlockGraph } from './graph.ts'
+import type { BlockNode } from './node.ts'
+import { type ChainStatus, chainStatus } from './status.ts'
+
+/** What a backend is for. */
+export interface BackendOptions extends Permissions {
+  /** Name for commands and messages; empty for none. */
+  readonly name?: string
+  /** How permission messages name it. */
+  readonly description?: string
+  /** A job's backend: its requests run also while drained, since the drain waits for the job. */
+  readonly disableQueuing?: boolean
+  /** Every write carries FUA. */
+  readonly writethrough?: boolean
+}
+
+/** What the user of a backend does when it is drained. */
+export interface BackendHooks {
+  /** The root became quiesced. */
+  readonly drainedBegin?: () => void
+  /** Requests of the user may still be on their way. */
+  readonly drainedPoll?: () => boolean
+  /** The root is open again. */
+  readonly drainedEnd?: () => void
+}
+
+const NO_STEPS: readonly Step[] = []
+
+async function* waitFor(pending: Promise<void>): Coroutine<void> {
+  yield pending
+}
+
+/** A finished operation has nothing to wait for. */
+async function* nothing(): Coroutine<void> {
+  yield* NO_STEPS
+}
+
+/** Root user of a node. Main thread only. */
+export class BlockBackend implements EdgeOwner {
+  readonly ownerKind = 'backend'
+  /** Name for commands; may be empty. */
+  readonly name: string
+  readonly ownerDescription: string
+  readonly #graph: BlockGraph
+  readonly #options: BackendOptions
+  #root: BlockChild | undefined
+  #inFlight = 0
+  #quiesced = 0
+  #hooks: BackendHooks = {}
+  #fence: BlockError | undefined
+  #queue: (() => void)[] = []
+
+  private constructor(graph: BlockGraph, options: BackendOptions) {
+    this.#graph = graph
+    this.#options = options
+    this.name = options.name ?? ''
+    this.ownerDescription =
+      options.description ?? (this.name === '' ? 'an unnamed block device' : `block device '${this.name}'`)
+  }
+
+  /** Makes a backend over a node. Errors: EPERM when its permissions meet a conflict. */
+  static async create(
+    graph: BlockGraph,
+    node: BlockNode,
+    options: BackendOptions,
+  ): Promise<BlockBackend> {
+    const backend = new BlockBackend(graph, options)
+    node.refs++
+    const { perm, shared } = options
+    backend.#root = await graph.attach(backend, node, 'root', 'root', { perm, shared })
+    return backend
+  }
+
+  /** The edge to the root node; ENOMEDIUM after `close`. */
+  get root(): BlockChild {
+    if (this.#root === undefined) throw ioError('ENOMEDIUM')
+    return this.#root
+  }
+
+  /** The root node as it is now. */
+  get node(): BlockNode {
+    return this.root.node
+  }
+
+  /** Writes are refused by the node. */
+  get readOnly(): boolean {
+    return this.node.readOnly
+  }
+
+  /** Requests on their way. */
+  get inFlight(): number {
+    return this.#inFlight
+  }
+
+  /** Requests that wait for the end of a drained section. */
+  get queued(): number {
+    return this.#queue.length
+  }
+
+  /** The root is drained: new requests wait. */
+  get quiesced(): boolean {
+    return this.#quiesced > 0
+  }
+
+  /** Length in bytes. */
+  length(): number {
+    return this.node.length()
+  }
+
+  /** What to do when the root is drained. */
+  setHooks(hooks: BackendHooks): void {
+    this.#hooks = hooks
+  }
+
+  /** From now on every write-class request fails with this error. */
+  fence(error: BlockError): void {
+    this.#fence = error
+  }
+
+  /** Lets writes pass again. */
+  unfence(): void {
+    this.#fence = undefined
+  }
+
+  /** Reads `buf.length` bytes. Errors: EIO out of range, ENOMEDIUM, the node's. */
+  pread(offset: number, buf: Uint8Array): Pending {
+    if (this.#mustQueue()) return this.#later(() => this.pread(offset, buf))
+    this.#checkRange(offset, buf.length, 'read')
+    const root = this.root
+    this.#inFlight++
+    let pending: Pending
+    try {
+      pending = root.pread(offset, buf)
+    } catch (error) {
+      this.#done()
+      throw error
+    }
+    return this.#finish(pending)
+  }
+
+  /** Writes `buf`. Errors: as `pread`, EPERM on a read-only node, the fence's. */
+  pwrite(offset: number, buf: Uint8Array, flags = 0): Pending {
+    if (this.#mustQueue()) return this.#later(() => this.pwrite(offset, buf, flags))
+    this.#checkWrite(offset, buf.length, 'write')
+    const root = this.root
+    this.#inFlight++
+    let pending: Pending
+    try {
+      pending = root.pwrite(offset, buf, this.#writeFlags(flags))
+    } catch (error) {
+      this.#done()
+      throw error
+    }
+    return this.#finish(pending)
+  }
+
+  /** Makes a range read as zeroes. */
+  pwriteZeroes(offset: number, bytes: number, flags = 0): Pending {
+    if (this.#mustQueue()) return this.#later(() => this.pwriteZeroes(offset, bytes, flags))
+    this.#checkWrite(offset, bytes, 'write-zeroes')
+    return this.#run((root) => root.pwriteZeroes(offset, bytes, this.#writeFlags(flags)))
+  }
+
+  /** Gives a range up. */
+  pdiscard(offset: number, bytes: number): Pending {
+    if (this.#mustQueue()) return this.#later(() => this.pdiscard(offset, bytes))
+    this.#checkWrite(offset, bytes, 'discard')
+    return this.#run((root) => root.pdiscard(offset, bytes))
+  }
+
+  /** Makes every completed write stable. */
+  flush(): Pending {
+    if (this.#mustQueue()) return this.#later(() => this.flush())
+    return this.#run((root) => root.flush())
+  }
+
+  /** Who decides the content of the start of the range, over the whole chain. */
+  blockStatus(offset: number, bytes: number): MaybePromise<ChainStatus> {
+    if (this.#mustQueue())
+      return this.#opened().then(() => {
+        this.#inFlight--
+        return this.blockStatus(offset, bytes)
+      })
+    this.#checkRange(offset, bytes, 'block-status')
+    this.#inFlight++
+    let status: MaybePromise<ChainStatus>
+    try {
+      status = chainStatus(this.node, undefined, offset, bytes)
+    } catch (error) {
+      this.#done()
+      throw error
+    }
+    if (status instanceof Promise) return status.finally(() => this.#done())
+    this.#done()
+    return status
+  }
+
+  /** Coroutine form of `pread`. */
+  coPread(offset: number, buf: Uint8Array): Coroutine<void> {
+    return this.#co(this.pread(offset, buf))
+  }
+
+  /** Coroutine form of `pwrite`. */
+  coPwrite(offset: number, buf: Uint8Array, flags = 0): Coroutine<void> {
+    return this.#co(this.pwrite(offset, buf, flags))
+  }
+
+  /** Coroutine form of `pwriteZeroes`. */
+  coPwriteZeroes(offset: number, bytes: number, flags = 0): Coroutine<void> {
+    return this.#co(this.pwriteZeroes(offset, bytes, flags))
+  }
+
+  /** Coroutine form of `pdiscard`. */
+  coPdiscard(offset: number, bytes: number): Coroutine<void> {
+    return this.#co(this.pdiscard(offset, bytes))
+  }
+
+  /** Coroutine form of `flush`. */
+  coFlush(): Coroutine<void> {
+    return this.#co(this.flush())
+  }
+
+  /** Waits for its requests, then lets the node go. Further requests fail with ENOMEDIUM. */
+  async close(): Promise<void> {
+    const root = this.#root
+    if (root === undefined) return
+    const node = root.node
+    await this.#graph.drainedBegin(node)
+    this.#root = undefined
+    this.#graph.detach(root)
+    this.#graph.drainedEnd(node)
+    const queue = this.#queue
+    this.#queue = []
+    for (const wake of queue) {
+      this.#inFlight++
+      wake()
+    }
+    await this.#graph.settled()
+  }
+
+  drainedBegin(): void {
+    if (++this.#quiesced === 1) this.#hooks.drainedBegin?.()
+  }
+
+  drainedPoll(): boolean {
+    return this.#inFlight > 0 || this.#hooks.drainedPoll?.() === true
+  }
+
+  drainedEnd(): void {
+    assert(this.#quiesced > 0, 'a backend ends only drained sections that it began')
+    if (--this.#quiesced > 0) return
+    this.#hooks.drainedEnd?.()
+    const queue = this.#queue
+    this.#queue = []
+    for (const wake of queue) {
+      this.#inFlight++
+      wake()
+    }
+  }
+
+  #mustQueue(): boolean {
+    return this.#quiesced > 0 && this.#options.disableQueuing !== true
+  }
+
+  /** Waits for the end of the drained section; whoever wakes counts the request as in flight. */
+  #opened(): Promise<void> {
+    return new Promise((resolve) => this.#queue.push(resolve))
+  }
+
+  async #later(again: () => Pending): Promise<void> {
+    await this.#opened()
+    let pending: Pending
+    try {
+      // The count taken at the wake-up passes to the request itself, or back to the queue.
+      pending = again()
+    } finally {
+      this.#done()
+    }
+    if (pending !== undefined) await pending
+  }
+
+  #writeFlags(flags: number): number {
+    return this.#options.writethrough === true ? flags | FLAG.FUA : flags
+  }
+
+  #checkRange(offset: number, bytes: number, op: string): void {
+    const length = this.node.length()
+    if (offset < 0 || offset + bytes > length)
+      throw ioError('EIO', { node: this.node.name, offset, bytes, op })
+  }
+
+  #checkWrite(offset: number, bytes: number, op: string): void {
+    if (this.#fence !== undefined) throw this.#fence
+    this.#checkRange(offset, bytes, op)
+  }
+
+  #run(start: (root: BlockChild) => Pending): Pending {
+    const root = this.root
+    this.#inFlight++
+    let pending: Pending
+    try {
+      pending = start(root)
+    } catch (error) {
+      this.#done()
+      throw error
+    }
+    return this.#finish(pending)
+  }
+
+  #finish(pending: Pending): Pending {
+    if (pending === undefined) {
+      this.#done()
+      return undefined
+    }
+    return this.#wait(pending)
+  }
+
+  async #wait(pending: Promise<void>): Promise<void> {
+    try {
+      await pending
+    } finally {
+      this.#done()
+    }
+  }
+
+  #done(): void {
+    if (--this.#inFlight === 0 && this.#quiesced > 0) this.#graph.drains.kick()
+  }
+
+  #co(pending: Pending): Coroutine<void> {
+    return pending === undefined ? nothing() : waitFor(pending)
+  }
+}

@@ -1,0 +1,319 @@
+/**
+ * The block graph: all nodes of one runtime, their names, and every change to who uses whom.
+ *
+ * Invariants:
+ * - The graph changes only on the main thread; an edge moves only while its node is drained.
+ * - A name belongs to one node; it is free again before the node closes.
+ * - A change either happens whole, with valid permissions, or leaves everything as it was.
+ */
+import type { AioContext } from '../aio/aio-context.ts'
+import { assert, BlockError } from '../util/errors.ts'
+import { BlockChild, type EdgeOwner } from './child.ts'
+import { closeNode } from './close.ts'
+import { Drains } from './drain.ts'
+import type {
+  BlockdevOptions,
+  BlockdevRef,
+  ChildRole,
+  DriverDefinition,
+  Permissions,
+} from './driver.ts'
+import { BlockEvents } from './events.ts'
+import { checkFreeName } from './names.ts'
+import type { BlockNode } from './node.ts'
+import { openNode } from './open.ts'
+import { loosenPermissions, updatePermissions } from './permissions.ts'
+import { type ReopenEntry, reopenNodes, setNodeReadOnly } from './reopen.ts'
+import { replaceNode } from './replace.ts'
+
+/** What a graph is made of. */
+export interface BlockGraphOptions {
+  /** The event loop that runs its coroutines. */
+  readonly ctx: AioContext
+  /** The drivers it can open. */
+  readonly drivers: Iterable<DriverDefinition>
+}
+
+/** All nodes of one runtime. Main thread only. */
+export class BlockGraph {
+  /** The event loop of the main thread. */
+  readonly ctx: AioContext
+  /** What happened, under monitor names. */
+  readonly events: BlockEvents = new BlockEvents()
+  /** Drained sections. */
+  readonly drains: Drains = new Drains(this)
+  /** Drivers by name. */
+  readonly drivers: Map<string, DriverDefinition>
+  /** Further names that a node may not take (backends, jobs share one space with nodes). */
+  readonly reservedNames: Set<string> = new Set()
+  readonly #nodes = new Map<string, BlockNode>()
+  readonly #closing = new Set<Promise<void>>()
+
+  constructor(options: BlockGraphOptions) {
+    this.ctx = options.ctx
+    this.drivers = new Map([...options.drivers].map((d) => [d.name, d]))
+  }
+
+  /** Every node, newest first. */
+  nodes(): BlockNode[] {
+    return [...this.#nodes.values()].reverse()
+  }
+
+  /** The node of that name. */
+  find(name: string): BlockNode | undefined {
+    return this.#nodes.get(name)
+  }
+
+  /** The node a command names as `device` or `node-name`. Errors: EINVAL. */
+  lookup(device: string | undefined, nodeName?: string): BlockNode {
+    const node = this.#nodes.get(device ?? '') ?? this.#nodes.get(nodeName ?? '')
+    if (node !== undefined) return node
+    throw new BlockError(
+      'EINVAL',
+      `Cannot find device='${device ?? ''}' nor node-name='${nodeName ?? ''}'`,
+    )
+  }
+
+  /** Opens a node for a user, who owns it until `remove`. Errors: EINVAL, those of the driver. */
+  async add(options: BlockdevOptions): Promise<BlockNode> {
+    if (options['node-name'] === undefined)
+      throw new BlockError('EINVAL', "'node-name' must be specified for the root node")
+    const node = await this.open(options)
+    node.monitorOwned = true
+    return node
+  }
+
+  /** Opens a node; the caller holds its one reference (`unref` gives it back). */
+  open(options: BlockdevOptions): Promise<BlockNode> {
+    checkFreeName(this, options['node-name'])
+    return openNode(this, options, {})
+  }
+
+  /** Opens a child for a driver or takes an existing node; the answer holds a reference. */
+  async take(ref: BlockdevRef, inherited: Partial<BlockdevOptions>): Promise<BlockNode> {
+    if (typeof ref !== 'string') {
+      checkFreeName(this, ref['node-name'])
+      return openNode(this, ref, inherited)
+    }
+    const node = this.#nodes.get(ref)
+    if (node === undefined)
+      throw new BlockError('EINVAL', `Cannot find device='${ref}' nor node-name='${ref}'`)
+    node.refs++
+    return node
+  }
+
+  /** Puts an opened node on the list; for `openNode` only. */
+  register(node: BlockNode): void {
+    assert(!this.#nodes.has(node.name), `node ${node.name} is registered once`)
+    this.#nodes.set(node.name, node)
+  }
+
+  /** Takes a node off the list; for opening that failed and for closing. */
+  unregister(node: BlockNode): void {
+    if (this.#nodes.get(node.name) === node) this.#nodes.delete(node.name)
+  }
+
+  /** Gives a user's node up (`blockdev-del`). Errors: EINVAL, EBUSY. */
+  async remove(name: string): Promise<void> {
+    const node = this.#nodes.get(name)
+    if (node === undefined)
+      throw new BlockError('EINVAL', `Failed to find node with node-name='${name}'`, { node: name })
+    if (node.hasBackend) throw new BlockError('EBUSY', `Node ${name} is in use`, { node: name })
+    node.blockers.check('drive-del', name)
+    if (!node.monitorOwned)
+      throw new BlockError('EBUSY', `Node ${name} is not owned by the monitor`, { node: name })
+    if (node.parents.size > 0)
+      throw new BlockError('EBUSY', `Block device ${name} is in use`, { node: name })
+    node.monitorOwned = false
+    this.unref(node)
+    await this.settled()
+  }
+
+  /** Drops a reference; the last one closes the node (see `settled`). */
+  unref(node: BlockNode): void {
+    assert(node.refs > 0, `node ${node.name} has a reference to drop`)
+    node.refs--
+    if (node.refs > 0) return
+    const closing = closeNode(node).finally(() => this.#closing.delete(closing))
+    this.#closing.add(closing)
+  }
+
+  /** Waits until every node that was given up has closed. */
+  async settled(): Promise<void> {
+    while (this.#closing.size > 0) await Promise.all(this.#closing)
+  }
+
+  /**
+   * Attaches a child. The reference to `node` goes to the edge, also when it fails. `permissions`
+   * fixes what a backend or job takes; a node's own edges follow from its driver.
+   */
+  async attach(
+    owner: EdgeOwner,
+    node: BlockNode,
+    name: string,
+    role: ChildRole,
+    permissions?: Permissions,
+  ): Promise<BlockChild> {
+    const edge = new BlockChild(owner, node, name, role)
+    if (permissions !== undefined) Object.assign(edge, permissions)
+    if (node.gate.quiesceCount > 0) {
+      node.quiesceParent(edge)
+      await this.drains.until(() => !owner.drainedPoll(edge), [])
+    }
+    const parent = owner.ownerKind === 'node' ? (owner as BlockNode) : undefined
+    node.parents.add(edge)
+    parent?.children.set(name, edge)
+    try {
+      updatePermissions(parent === undefined ? [node] : [parent])
+    } catch (error) {
+      this.#unlink(edge)
+      loosenPermissions([node])
+      this.unref(node)
+      throw error
+    }
+    if (role === 'backing') blockBacking(edge)
+    return edge
+  }
+
+  /** Cuts an edge and drops its reference. */
+  detach(edge: BlockChild): void {
+    const node = edge.node
+    if (edge.role === 'backing') unblockBacking(edge)
+    this.#unlink(edge)
+    loosenPermissions([node])
+    this.unref(node)
+  }
+
+  #unlink(edge: BlockChild): void {
+    edge.node.parents.delete(edge)
+    if (edge.owner.ownerKind === 'node') {
+      const parent = edge.owner as BlockNode
+      if (parent.children.get(edge.name) === edge) parent.children.delete(edge.name)
+    }
+    edge.node.unquiesceParent(edge)
+    this.drains.kick()
+  }
+
+  /**
+   * Points an edge at another node, both drained or the edge's owner quiet; takes one reference to
+   * `to` and drops the one to the old node. Permissions are the caller's to update.
+   */
+  async moveEdge(edge: BlockChild, to: BlockNode): Promise<void> {
+    const from = edge.node
+    if (to.gate.quiesceCount > 0 && !edge.quiescedParent) {
+      edge.quiescedParent = true
+      edge.owner.drainedBegin(edge)
+      await this.drains.until(() => !edge.owner.drainedPoll(edge), [])
+    }
+    this.moveEdgeNow(edge, to)
+    this.unref(from)
+  }
+
+  /** The switch itself, for callers who hold both ends drained; `from` keeps its reference. */
+  moveEdgeNow(edge: BlockChild, to: BlockNode): void {
+    if (edge.role === 'backing') unblockBacking(edge)
+    edge.node.parents.delete(edge)
+    to.refs++
+    edge.node = to
+    to.parents.add(edge)
+    if (edge.role === 'backing') blockBacking(edge)
+    if (to.gate.quiesceCount > 0) to.quiesceParent(edge)
+    else to.unquiesceParent(edge)
+  }
+
+  /** Moves every user of `from` to `to`, except jobs and users that `to` stands on. */
+  replace(from: BlockNode, to: BlockNode): Promise<void> {
+    return replaceNode(this, from, to)
+  }
+
+  /** Opens a filter over `top` (by name, in its options) and moves the users of `top` onto it. */
+  async insertFilter(options: BlockdevOptions, top: BlockNode): Promise<BlockNode> {
+    return this.withDrained(top, async () => {
+      const filter = await this.open(options)
+      filter.implicit = options['node-name'] === undefined
+      try {
+        await this.replace(top, filter)
+      } catch (error) {
+        this.unref(filter)
+        throw error
+      }
+      return filter
+    })
+  }
+
+  /** Moves the users of a filter back to its child and drops the caller's reference to it. */
+  async removeFilter(filter: BlockNode): Promise<void> {
+    const below = filter.chainNext
+    assert(below !== undefined, `filter ${filter.name} has a child to fall back to`)
+    below.refs++
+    await this.withDrained(filter, () => this.replace(filter, below))
+    this.unref(filter)
+    this.unref(below)
+    await this.settled()
+  }
+
+  /** Begins a drained section on a node. */
+  drainedBegin(node: BlockNode): Promise<void> {
+    return this.drains.begin(node)
+  }
+
+  /** Ends a drained section on a node. */
+  drainedEnd(node: BlockNode): void {
+    this.drains.end(node)
+  }
+
+  /** Runs `body` while the node is drained. */
+  async withDrained<T>(node: BlockNode, body: () => T | Promise<T>): Promise<T> {
+    await this.drainedBegin(node)
+    try {
+      return await body()
+    } finally {
+      this.drainedEnd(node)
+    }
+  }
+
+  /** Begins a drained section on every node. */
+  drainAllBegin(): Promise<void> {
+    return this.drains.beginAll()
+  }
+
+  /** Ends it. */
+  drainAllEnd(): void {
+    this.drains.endAll()
+  }
+
+  /** Reopens nodes with new options, all or none. */
+  reopen(entries: readonly ReopenEntry[]): Promise<void> {
+    return reopenNodes(this, entries)
+  }
+
+  /** Makes a node read-only or writable. */
+  setReadOnly(node: BlockNode, readOnly: boolean): Promise<void> {
+    return setNodeReadOnly(this, node, readOnly)
+  }
+
+  /** Closes every node that only the monitor holds, users before the used. */
+  async close(): Promise<void> {
+    for (const node of this.nodes()) {
+      if (!node.monitorOwned) continue
+      node.monitorOwned = false
+      this.unref(node)
+    }
+    await this.settled()
+  }
+}
+
+const backingReasons = new WeakMap<BlockChild, { readonly message: string }>()
+
+function blockBacking(edge: BlockChild): void {
+  const overlay = edge.owner.ownerKind === 'node' ? (edge.owner as BlockNode).name : edge.name
+  const reason = { message: `node is used as backing hd of '${overlay}'` }
+  backingReasons.set(edge, reason)
+  edge.node.blockers.blockAll(reason, ['commit-target', 'stream', 'backup-source', 'backup-target'])
+}
+
+function unblockBacking(edge: BlockChild): void {
+  const reason = backingReasons.get(edge)
+  if (reason !== undefined) edge.node.blockers.unblockAll(reason)
+  backingReasons.delete(edge)
+}

@@ -1,0 +1,408 @@
+/**
+ * Requests on a node: alignment, ordering, splitting, emulation and counting, before the driver sees them.
+ *
+ * Invariants:
+ * - Every request counts in the node's gate from its first step to its last, also when it fails.
+ * - A misaligned write is serialising and reads what surrounds it; a failed read fails the write.
+ * - Write listeners hear of a range only after its I/O ended, and also when it failed.
+ * - A request that can finish inline never leaves the stack and allocates nothing.
+ */
+import type { Pending } from '../coroutine/coroutine.ts'
+import { ioError } from '../util/errors.ts'
+import type { BlockChild } from './child.ts'
+import type { BlockDriver } from './driver.ts'
+import { FLAG, PERM } from './driver.ts'
+import type { BlockNode } from './node.ts'
+import type { TrackedRequest } from './tracked.ts'
+
+/** Longest piece of zero data written where a driver has no zero writes. */
+const ZERO_PIECE_BYTES = 1024 * 1024
+const ZEROES = new Uint8Array(ZERO_PIECE_BYTES)
+
+const alignDown = (value: number, to: number): number => value - (value % to)
+const alignUp = (value: number, to: number): number => alignDown(value + to - 1, to)
+
+/** Reads; bytes beyond the end of the node are zeroes. */
+export function nodeRead(node: BlockNode, offset: number, buf: Uint8Array): Pending {
+  const driver = node.needDriver()
+  const length = driver.length()
+  let body = buf
+  if (offset + buf.length > length) {
+    const inside = Math.max(0, length - offset)
+    buf.fill(0, inside)
+    body = buf.subarray(0, inside)
+  }
+  if (body.length === 0) return undefined
+  const { requestAlignment, maxTransfer } = driver.limits
+  const aligned =
+    requestAlignment <= 1 ||
+    (offset % requestAlignment === 0 && body.length % requestAlignment === 0)
+  const simple = aligned && (maxTransfer === 0 || body.length <= maxTransfer)
+  if (!simple || node.tracked.serialising > 0) return slowRead(node, driver, offset, body)
+  node.gate.begin()
+  return settleRead(node, driver, offset, body)
+}
+
+/** Runs a counted read: ends the count inline, or tracks the request until its promise ends. */
+function settleRead(
+  node: BlockNode,
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+): Pending {
+  let pending: Pending
+  try {
+    pending = driver.pread(offset, buf)
+  } catch (error) {
+    node.gate.end()
+    throw error
+  }
+  if (pending === undefined) {
+    node.gate.end()
+    return undefined
+  }
+  return finishLater(node, node.tracked.add(offset, buf.length, false), pending)
+}
+
+async function finishLater(
+  node: BlockNode,
+  request: TrackedRequest,
+  pending: Promise<void>,
+): Promise<void> {
+  try {
+    await pending
+  } finally {
+    node.tracked.remove(request)
+    node.gate.end()
+  }
+}
+
+/** Counts and tracks while `body` runs, after everything in conflict ended. */
+async function tracked(
+  node: BlockNode,
+  offset: number,
+  bytes: number,
+  serialising: boolean,
+  body: () => Promise<void>,
+): Promise<void> {
+  node.gate.begin()
+  const request = node.tracked.add(offset, bytes, serialising)
+  try {
+    await node.tracked.waitFor(request)
+    await body()
+  } finally {
+    node.tracked.remove(request)
+    node.gate.end()
+  }
+}
+
+function slowRead(
+  node: BlockNode,
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+): Promise<void> {
+  return tracked(node, offset, buf.length, false, () => readAligned(driver, offset, buf))
+}
+
+async function readAligned(driver: BlockDriver, offset: number, buf: Uint8Array): Promise<void> {
+  const align = driver.limits.requestAlignment
+  const start = alignDown(offset, align)
+  const end = alignUp(offset + buf.length, align)
+  const padded = start !== offset || end !== offset + buf.length
+  const target = padded ? new Uint8Array(end - start) : buf
+  const step = driver.limits.maxTransfer === 0 ? target.length : driver.limits.maxTransfer
+  for (let at = 0; at < target.length; at += step) {
+    const pending = driver.pread(start + at, target.subarray(at, at + step))
+    if (pending !== undefined) await pending
+  }
+  if (padded) buf.set(target.subarray(offset - start, offset - start + buf.length))
+}
+
+/** What every write-class request has to satisfy before it starts. */
+function checkWritable(node: BlockNode, edge: BlockChild, offset: number, bytes: number): void {
+  if (node.readOnly) throw ioError('EPERM', { node: node.name, offset, bytes, op: 'write' })
+  if (offset + bytes > node.length() && (edge.perm & PERM.RESIZE) === 0)
+    throw ioError('EIO', { node: node.name, offset, bytes, op: 'write' })
+}
+
+function wrote(node: BlockNode, offset: number, bytes: number): void {
+  node.writeGeneration++
+  if (node.writeListeners.size > 0) for (const heard of node.writeListeners) heard(offset, bytes)
+}
+
+/** Writes. Errors: EPERM on a read-only node, EIO beyond the end, the driver's own. */
+export function nodeWrite(
+  node: BlockNode,
+  edge: BlockChild,
+  offset: number,
+  buf: Uint8Array,
+  flags: number,
+): Pending {
+  const driver = node.needDriver()
+  if (buf.length === 0) return undefined
+  checkWritable(node, edge, offset, buf.length)
+  const { requestAlignment, maxTransfer } = driver.limits
+  const aligned =
+    requestAlignment <= 1 || (offset % requestAlignment === 0 && buf.length % requestAlignment === 0)
+  const simple =
+    aligned &&
+    (maxTransfer === 0 || buf.length <= maxTransfer) &&
+    (flags & (FLAG.SERIALISING | FLAG.FUA)) === 0
+  if (!simple || node.tracked.serialising > 0)
+    return slowWrite(node, driver, offset, buf, flags, aligned)
+  node.gate.begin()
+  return settleWrite(node, driver, offset, buf, flags)
+}
+
+function settleWrite(
+  node: BlockNode,
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+  flags: number,
+): Pending {
+  let pending: Pending
+  try {
+    pending = driver.pwrite(offset, buf, flags & driver.writeFlags)
+  } catch (error) {
+    wrote(node, offset, buf.length)
+    node.gate.end()
+    throw error
+  }
+  if (pending === undefined) {
+    wrote(node, offset, buf.length)
+    node.gate.end()
+    return undefined
+  }
+  const request = node.tracked.add(offset, buf.length, false)
+  return finishWrite(node, request, pending, offset, buf.length)
+}
+
+async function finishWrite(
+  node: BlockNode,
+  request: TrackedRequest,
+  pending: Promise<void>,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  try {
+    await pending
+  } finally {
+    wrote(node, offset, bytes)
+    node.tracked.remove(request)
+    node.gate.end()
+  }
+}
+
+function slowWrite(
+  node: BlockNode,
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+  flags: number,
+  aligned: boolean,
+): Promise<void> {
+  const serialising = !aligned || (flags & FLAG.SERIALISING) !== 0
+  const unit = serialising
+    ? Math.max(driver.limits.clusterSize, driver.limits.requestAlignment, 1)
+    : 1
+  const start = alignDown(offset, unit)
+  const end = alignUp(offset + buf.length, unit)
+  if (!aligned && (flags & FLAG.NO_FALLBACK) !== 0)
+    throw ioError('ENOTSUP', { node: node.name, offset, bytes: buf.length, op: 'write' })
+  return tracked(node, start, end - start, serialising, async () => {
+    try {
+      if (aligned) await writeAligned(driver, offset, buf, flags)
+      else await writePadded(driver, offset, buf, flags)
+    } finally {
+      wrote(node, offset, buf.length)
+    }
+    await emulateFua(node, driver.writeFlags, flags)
+  })
+}
+
+async function writePadded(
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+  flags: number,
+): Promise<void> {
+  const align = driver.limits.requestAlignment
+  const start = alignDown(offset, align)
+  const end = alignUp(offset + buf.length, align)
+  const whole = new Uint8Array(end - start)
+  // A tail beyond the current end stays zero; everything else must be read before it is rewritten.
+  const readable = Math.min(end, Math.max(start, alignUp(driver.length(), align)))
+  if (readable > start) await readAligned(driver, start, whole.subarray(0, readable - start))
+  whole.set(buf, offset - start)
+  await writeAligned(driver, start, whole, flags)
+}
+
+async function writeAligned(
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+  flags: number,
+): Promise<void> {
+  const step = driver.limits.maxTransfer === 0 ? buf.length : driver.limits.maxTransfer
+  for (let at = 0; at < buf.length; at += step) {
+    const piece = buf.subarray(at, at + step)
+    const pending = driver.pwrite(offset + at, piece, flags & driver.writeFlags)
+    if (pending !== undefined) await pending
+  }
+}
+
+async function emulateFua(node: BlockNode, supported: number, flags: number): Promise<void> {
+  if ((flags & FLAG.FUA) === 0 || (supported & FLAG.FUA) !== 0) return
+  const pending = nodeFlush(node)
+  if (pending !== undefined) await pending
+}
+
+/** Zero write: by the driver where it can, else as zero data. */
+export function nodeWriteZeroes(
+  node: BlockNode,
+  edge: BlockChild,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Pending {
+  const driver = node.needDriver()
+  if (bytes === 0) return undefined
+  checkWritable(node, edge, offset, bytes)
+  const allowed = node.unmap ? flags : flags & ~FLAG.MAY_UNMAP
+  const serialising = (flags & FLAG.SERIALISING) !== 0
+  return tracked(node, offset, bytes, serialising, async () => {
+    try {
+      await zeroPieces(node, driver, offset, bytes, allowed)
+    } finally {
+      wrote(node, offset, bytes)
+    }
+    await emulateFua(node, driver.zeroesFlags, flags)
+  })
+}
+
+async function zeroPieces(
+  node: BlockNode,
+  driver: BlockDriver,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
+  const { zeroesAlignment, requestAlignment, maxZeroes } = driver.limits
+  const unit = Math.max(zeroesAlignment, requestAlignment, 1)
+  const end = offset + bytes
+  const bodyStart = Math.min(end, alignUp(offset, unit))
+  // A last cluster cut off by the end of the disk counts as whole.
+  const bodyEnd = end === driver.length() ? end : Math.max(bodyStart, alignDown(end, unit))
+  if (driver.pwriteZeroes === undefined || bodyEnd <= bodyStart)
+    return zeroData(node, driver, offset, bytes, flags)
+  if (bodyStart > offset) await zeroData(node, driver, offset, bodyStart - offset, flags)
+  const limit = maxZeroes === 0 ? bodyEnd - bodyStart : maxZeroes
+  for (let at = bodyStart; at < bodyEnd; at += limit) {
+    const piece = Math.min(limit, bodyEnd - at)
+    if (!(await zeroByDriver(driver, at, piece, flags)))
+      await zeroData(node, driver, at, piece, flags)
+  }
+  if (end > bodyEnd) await zeroData(node, driver, bodyEnd, end - bodyEnd, flags)
+}
+
+/** True when the driver did it, false when it cannot. */
+async function zeroByDriver(
+  driver: BlockDriver,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<boolean> {
+  try {
+    const pending = driver.pwriteZeroes?.(offset, bytes, flags & driver.zeroesFlags)
+    if (pending !== undefined) await pending
+    return true
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined
+    if (code === 'ENOTSUP' && (flags & FLAG.NO_FALLBACK) === 0) return false
+    throw error
+  }
+}
+
+async function zeroData(
+  node: BlockNode,
+  driver: BlockDriver,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<void> {
+  if ((flags & FLAG.NO_FALLBACK) !== 0)
+    throw ioError('ENOTSUP', { node: node.name, offset, bytes, op: 'write-zeroes' })
+  for (let at = 0; at < bytes; at += ZERO_PIECE_BYTES) {
+    const piece = ZEROES.subarray(0, Math.min(ZERO_PIECE_BYTES, bytes - at))
+    const align = driver.limits.requestAlignment
+    const aligned = (offset + at) % align === 0 && piece.length % align === 0
+    if (aligned) await writeAligned(driver, offset + at, piece, flags)
+    else await writePadded(driver, offset + at, piece, flags)
+  }
+}
+
+/** Discard: a hint; succeeds without effect where the node ignores it. */
+export function nodeDiscard(node: BlockNode, offset: number, bytes: number): Pending {
+  const driver = node.needDriver()
+  if (offset < 0 || offset + bytes > driver.length())
+    throw ioError('EIO', { node: node.name, offset, bytes, op: 'discard' })
+  if (!node.unmap || driver.pdiscard === undefined || bytes === 0) return undefined
+  if (node.readOnly) throw ioError('EPERM', { node: node.name, offset, bytes, op: 'discard' })
+  const unit = Math.max(driver.limits.discardAlignment, driver.limits.requestAlignment, 1)
+  const end = offset + bytes
+  const start = alignUp(offset, unit)
+  const stop = end === driver.length() ? end : alignDown(end, unit)
+  if (stop <= start) return undefined
+  return tracked(node, start, stop - start, false, async () => {
+    try {
+      const pending = driver.pdiscard?.(start, stop - start)
+      if (pending !== undefined) await pending
+    } catch (error) {
+      const code = error instanceof Error && 'code' in error ? error.code : undefined
+      if (code !== 'ENOTSUP') throw error
+    } finally {
+      wrote(node, start, stop - start)
+    }
+  })
+}
+
+/** Makes every ended write of this node and of its file stable. */
+export function nodeFlush(node: BlockNode): Pending {
+  if (node.driver === undefined || node.readOnly) return undefined
+  return flushNode(node)
+}
+
+async function flushNode(node: BlockNode): Promise<void> {
+  const driver = node.needDriver()
+  node.gate.begin()
+  try {
+    const generation = node.writeGeneration
+    while (node.activeFlush !== undefined) await node.activeFlush.catch(() => undefined)
+    const run = flushOnce(node, driver, generation)
+    node.activeFlush = run
+    try {
+      await run
+    } finally {
+      node.activeFlush = undefined
+    }
+  } finally {
+    node.gate.end()
+  }
+}
+
+async function flushOnce(node: BlockNode, driver: BlockDriver, generation: number): Promise<void> {
+  const stable = node.noFlush || node.flushedGeneration === generation
+  if (driver.flush !== undefined && !(stable && !node.noFlush)) {
+    const pending = driver.flush(!node.noFlush)
+    if (pending !== undefined) await pending
+  }
+  if (node.noFlush) return
+  for (const edge of node.children.values()) {
+    if (edge.role !== 'file' && edge.role !== 'filtered') continue
+    const pending = nodeFlush(edge.node)
+    if (pending !== undefined) await pending
+  }
+  node.flushedGeneration = Math.max(node.flushedGeneration, generation)
+}

@@ -1,0 +1,56 @@
+/**
+ * `blockstep demo`: the main job before your eyes, with a verdict and an exit status.
+ *
+ * Invariants:
+ * - Exit status 0 only if every block of the promoted secondary was compared and right.
+ * - With `--json` the only thing on standard output is the result; progress goes to standard error.
+ */
+import { Command, Option } from 'commander'
+import { checkOptions, type DemoArguments } from './demo/options.ts'
+import { mib, ms } from './demo/progress.ts'
+import { type DemoResult, runDemo } from './demo/run.ts'
+
+/** The subcommand. */
+export const demoCommand: Command = new Command('demo')
+  .description('replicate a disk between two processes, kill the primary, verify the secondary')
+  .option('--disk <file>', 'replicate a raw image instead of memory (it is copied, not changed)')
+  .option('--size <bytes>', 'size of the disk in memory, such as 64M (default: 256M)')
+  .option('--seconds <n>', 'the primary is killed in the second half of this time', '5')
+  .option('--seed <n>', 'repeat the writes and the moment of death of an earlier run')
+  .option('--json', 'print the result as JSON')
+  .addOption(new Option('--break', 'spoil one block first: the verdict must fail').hideHelp())
+  .action(async (args: DemoArguments) => {
+    const options = checkOptions(args)
+    const out = options.json ? process.stderr : process.stdout
+    const say = (line: string): void => {
+      out.write(`${line}\n`)
+    }
+    const disk = options.disk ?? 'memory'
+    say(`blockstep demo: ${mib(options.size)} (${disk}), seed ${options.seed}`)
+    const result = await runDemo(options, out, say)
+    if (options.json) console.log(JSON.stringify(result))
+    else for (const line of describe(result)) say(line)
+    if (!result.ok) process.exitCode = 1
+  })
+
+function describe(result: DemoResult): string[] {
+  const last = result.torn
+    ? 'the primary died after the secondary had acknowledged one more'
+    : 'both sides acknowledged each'
+  return [
+    `written      ${mib(result.bytes)} in ${result.writes} writes, ${mib(result.throughput)}/s`,
+    `checkpoints  ${result.checkpoints}, ${last}; guests paused ` +
+      `${ms(result.pauseMedianMs)} (median), ${ms(result.pauseMaxMs)} (longest)`,
+    `takeover     first accepted write ${ms(result.firstWriteMs)} after the kill, ` +
+      `merge finished after ${ms(result.mergedMs)}`,
+    `verified     ${result.blocks} blocks against the last checkpoint and ` +
+      `${result.ownWrites} writes of the secondary's own`,
+    verdictLine(result),
+  ]
+}
+
+function verdictLine(result: DemoResult): string {
+  if (result.ok) return 'verdict      0 blocks wrong: nothing was lost and nothing was torn'
+  const where = result.firstWrong === undefined ? '' : `, the first is block ${result.firstWrong}`
+  return `verdict      FAILED: ${result.wrong} of ${result.blocks} blocks wrong${where}`
+}

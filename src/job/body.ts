@@ -1,0 +1,183 @@
+/**
+ * The control half's handle on a body in a worker thread.
+ *
+ * Invariants:
+ * - Every call settles: with its answer, or with the reason why the thread is gone.
+ * - A body that is gone has nothing in flight: its proxied requests were finished.
+ * - Pause, cancel and speed are written to shared words first; the message only wakes the body.
+ */
+import { MessageChannel } from 'node:worker_threads'
+import * as Comlink from 'comlink'
+import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import { JobWords } from '../sync/job-words.ts'
+import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
+import type { BodyApi, SharedDirty, ViewDescription } from './body-task.ts'
+import { PIECE_BYTES } from './copier.ts'
+import type { JobBody } from './job.ts'
+import type { PoolRun, WorkerPool } from './pool.ts'
+import { type ProxyDisk, ProxyServer } from './proxy-server.ts'
+
+/** What a body works on. */
+export interface WorkerBodyOptions {
+  readonly source: ViewDescription
+  readonly target: ViewDescription
+  /** The disks behind proxied views, in the order of their index. */
+  readonly proxies: readonly ProxyDisk[]
+  readonly dirty: DirtyBitmap | undefined
+  readonly skipUnallocated: boolean
+  /** Bytes a second; 0 = unlimited. */
+  readonly speed: number
+}
+
+/** A body in a worker thread, as its job sees it. */
+export class WorkerBody implements JobBody {
+  /** Shared with the body. */
+  readonly words: JobWords = JobWords.create()
+  readonly #run: PoolRun
+  readonly #api: Comlink.Remote<BodyApi>
+  readonly #proxy: ProxyServer
+  readonly #pending = new Set<(error: BlockError) => void>()
+  readonly #gone: Promise<void>
+  readonly #deathListeners = new Set<(error: BlockError) => void>()
+  #death: BlockError | undefined
+  #finishing = false
+
+  private constructor(pool: WorkerPool, options: WorkerBodyOptions) {
+    this.words.speed = options.speed
+    const control = new MessageChannel()
+    const proxy = new MessageChannel()
+    const buffer = new SharedArrayBuffer(PIECE_BYTES)
+    this.#proxy = new ProxyServer(proxy.port1, options.proxies, buffer)
+    this.#api = Comlink.wrap<BodyApi>(control.port1)
+    this.#run = pool.run({
+      port: control.port2,
+      proxyPort: proxy.port2,
+      words: this.words.words,
+      source: options.source,
+      target: options.target,
+      dirty: options.dirty === undefined ? undefined : shareDirty(options.dirty),
+      buffer,
+      skipUnallocated: options.skipUnallocated,
+    })
+    this.#gone = this.#run.ended
+      .then(
+        () => this.#ended(undefined),
+        (thrown: unknown) => this.#ended(thrown),
+      )
+      .finally(() => control.port1.close())
+  }
+
+  /** Starts a body and waits until its disks are attached. */
+  static async start(pool: WorkerPool, options: WorkerBodyOptions): Promise<WorkerBody> {
+    const body = new WorkerBody(pool, options)
+    try {
+      await body.call((api) => api.start())
+    } catch (thrown) {
+      await body.finish()
+      throw thrown
+    }
+    return body
+  }
+
+  /** Why the thread is gone, if it is and was not told to. */
+  get death(): BlockError | undefined {
+    return this.#death
+  }
+
+  /** Bytes done. */
+  get done(): number {
+    return this.words.done
+  }
+
+  /** Calls `fn` if the thread dies without being told to. */
+  onDeath(fn: (error: BlockError) => void): void {
+    if (this.#death === undefined) this.#deathListeners.add(fn)
+    else fn(this.#death)
+  }
+
+  /** Calls the body; rejects with the cause when the thread dies before it answers. */
+  call<T>(fn: (api: Comlink.Remote<BodyApi>) => Promise<T>): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      if (this.#death !== undefined) {
+        reject(this.#death)
+        return
+      }
+      this.#pending.add(reject)
+      const settled = (): void => void this.#pending.delete(reject)
+      fn(this.#api).then(
+        (value) => {
+          settled()
+          resolve(value)
+        },
+        (thrown: unknown) => {
+          settled()
+          reject(asBlockError(thrown))
+        },
+      )
+    })
+  }
+
+  pause(): Promise<void> {
+    this.words.paused = true
+    return this.call((api) => api.pause())
+  }
+
+  resume(): void {
+    this.words.paused = false
+    this.#tell((api) => api.resume())
+  }
+
+  cancel(): void {
+    this.words.cancel()
+    this.#tell((api) => api.cancel())
+  }
+
+  setSpeed(bytesPerSecond: number): void {
+    this.words.speed = bytesPerSecond
+    this.#tell((api) => api.resume())
+  }
+
+  /** Ends the body and waits until the thread let go of everything. */
+  async finish(): Promise<void> {
+    if (!this.#finishing) {
+      this.#finishing = true
+      this.#tell((api) => api.finish())
+    }
+    await this.#gone
+  }
+
+  /** Ends the thread at once; whatever was asked of the body fails. */
+  terminate(): void {
+    this.#run.terminate()
+  }
+
+  #tell(fn: (api: Comlink.Remote<BodyApi>) => Promise<void>): void {
+    // A body that dies instead of answering tells so through `ended`.
+    if (this.#death === undefined) this.call(fn).catch(() => undefined)
+  }
+
+  async #ended(thrown: unknown): Promise<void> {
+    await this.#proxy.close()
+    if (this.#finishing && thrown === undefined) {
+      this.#fail(new BlockError('ESHUTDOWN', codeWords('ESHUTDOWN')))
+      return
+    }
+    const cause = thrown instanceof Error ? `: ${thrown.message}` : ''
+    const death = new BlockError('EIO', `The worker thread of the job ended${cause}`, {}, thrown)
+    this.#fail(death)
+    const listeners = [...this.#deathListeners]
+    this.#deathListeners.clear()
+    if (!this.#finishing) for (const listener of listeners) listener(death)
+  }
+
+  #fail(error: BlockError): void {
+    this.#death = error
+    const pending = [...this.#pending]
+    this.#pending.clear()
+    for (const reject of pending) reject(error)
+  }
+}
+
+function shareDirty(dirty: DirtyBitmap): SharedDirty {
+  return { words: dirty.words, size: dirty.size, granularity: dirty.granularity }
+}

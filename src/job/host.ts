@@ -1,0 +1,63 @@
+/**
+ * Jobs on a block graph: where their events go, where they run, and their edges to nodes.
+ *
+ * Invariants:
+ * - A job edge takes no permission and shares all; it exists so that a drain pauses the job.
+ * - Every drained edge counts as one pause of the job.
+ */
+import type { BlockChild, EdgeOwner } from '../block/child.ts'
+import { PERM } from '../block/driver.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import type { Job, JobHost } from './job.ts'
+import { JobRegistry } from './registry.ts'
+
+async function* asCoroutine(work: () => Promise<void>): AsyncGenerator<undefined, void, void> {
+  await work()
+}
+
+/** The surroundings of jobs on a graph. */
+export function graphJobHost(graph: BlockGraph): JobHost {
+  return {
+    emit: (name, data) => graph.events.emit(name, { ...data }),
+    spawn: (work, name) => graph.ctx.spawn(() => asCoroutine(work), { name }).join(),
+    quiet: () => graph.drains.kick(),
+  }
+}
+
+/** A registry for the jobs of a graph. */
+export function jobRegistry(graph: BlockGraph): JobRegistry {
+  return new JobRegistry(graphJobHost(graph))
+}
+
+/** The edges of one job. */
+export class JobEdges {
+  readonly #graph: BlockGraph
+  readonly #owner: EdgeOwner
+  readonly #edges: BlockChild[] = []
+
+  constructor(graph: BlockGraph, job: Job) {
+    this.#graph = graph
+    const id = job.id === '' ? '' : ` '${job.id}'`
+    this.#owner = {
+      ownerKind: 'job',
+      ownerDescription: `${job.driver.type} job${id}`,
+      drainedBegin: () => job.pause(),
+      drainedPoll: () => job.drainedPoll(),
+      drainedEnd: () => job.resume(),
+    }
+  }
+
+  /** Attaches the job to a node under a name. */
+  async add(node: BlockNode, name: string): Promise<void> {
+    node.refs++
+    this.#edges.push(
+      await this.#graph.attach(this.#owner, node, name, 'job', { perm: 0, shared: PERM.ALL }),
+    )
+  }
+
+  /** Cuts all edges, the newest first. */
+  detachAll(): void {
+    for (const edge of this.#edges.splice(0).reverse()) this.#graph.detach(edge)
+  }
+}

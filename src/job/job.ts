@@ -1,0 +1,535 @@
+/**
+ * The control half of a job: state machine, pausing, cancelling, progress and events.
+ *
+ * Invariants:
+ * - Runs on the main thread only; the body that a job drives may live in a worker thread.
+ * - `busy` is true from the start of the driver's `run` to its end, except while at rest: in a
+ *   pause point, or while the body said that it rests.
+ * - A pause by drain does not show in the status; a pause by the user does, once the job rests.
+ * - Internal jobs emit no events and no query shows them.
+ */
+import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
+import { asBlockError, assert, BlockError, codeWords, ioError } from '../util/errors.ts'
+import type { JobEvents } from './events.ts'
+import { errorAction, type IoStatus, ioStatusOf, type OnError } from './policy.ts'
+import { assertTransition, checkVerb, isCompleted, type JobStatus } from './status.ts'
+import { Transaction } from './transaction.ts'
+
+/** Kinds of jobs, as QMP names them. */
+export type JobType = 'commit' | 'stream' | 'mirror' | 'backup' | 'create' | 'amend'
+
+/** The part of a job that does the work elsewhere; told of pauses while `Job.runBody` waits. */
+export interface JobBody {
+  /** Asks for rest; settles when no I/O of the body is in flight and none will start. */
+  pause(): Promise<void>
+  /** Lets it go on. */
+  resume(): void
+  /** Tells it to stop within one piece of work. */
+  cancel(): void
+  /** Bytes a second, 0 = unlimited. */
+  setSpeed(bytesPerSecond: number): void
+}
+
+/** What a kind of job does; every hook runs on the main thread. */
+export interface JobDriver {
+  /** Kind of the job. */
+  readonly type: JobType
+  /** The work. Rejects with the error that ends the job; returns early when cancelled. */
+  run(job: Job): Promise<void>
+  /** Before the point of no return; may fail, which aborts the whole transaction. */
+  prepare?(job: Job): MaybePromise<void>
+  /** After every job of the transaction prepared; must not fail. */
+  commit?(job: Job): MaybePromise<void>
+  /** Instead of `commit` when the transaction failed; must not fail. */
+  abort?(job: Job): MaybePromise<void>
+  /** After `commit` or `abort`; must not fail. */
+  clean?(job: Job): MaybePromise<void>
+  /** The verb `complete`; absent: the job cannot be completed. */
+  complete?(job: Job): void
+  /** Whether a cancel stops the work (default) or lets the job end in order. */
+  cancelIsHard?(job: Job, force: boolean): boolean
+}
+
+/** What a job needs of its surroundings. */
+export interface JobHost {
+  /** Publishes an event. */
+  emit<K extends keyof JobEvents>(name: K, data: JobEvents[K]): void
+  /** Runs the driver's work on the home context; default: at once. */
+  spawn?(work: () => Promise<void>, name: string): Promise<void>
+  /** A job came to rest or ended: whoever drains may look again. */
+  quiet?(): void
+}
+
+/** How a job is created. */
+export interface JobOptions {
+  /** Identity of the job; `undefined` for internal jobs. */
+  readonly id?: string | undefined
+  /** The work. */
+  readonly driver: JobDriver
+  /** Finish without waiting for `finalize`; default true. */
+  readonly autoFinalize?: boolean | undefined
+  /** Vanish when concluded; default true. */
+  readonly autoDismiss?: boolean | undefined
+  /** Bytes a second; 0 = unlimited, the default. */
+  readonly speed?: number | undefined
+  /** The group that completes together; default: a group of its own. */
+  readonly transaction?: Transaction | undefined
+  /** Called once with the result, after filters are removed and before the job is concluded. */
+  readonly onDone?: ((error: BlockError | undefined) => MaybePromise<void>) | undefined
+}
+
+/** One job. */
+export class Job {
+  /** Identity; empty for internal jobs. */
+  readonly id: string
+  /** Invisible and silent. */
+  readonly internal: boolean
+  /** The work. */
+  readonly driver: JobDriver
+  /** Finishes without `finalize`. */
+  readonly autoFinalize: boolean
+  /** Vanishes when concluded. */
+  readonly autoDismiss: boolean
+  /** The group that it completes with. */
+  readonly transaction: Transaction
+  /** Settles when the job is concluded; never rejects. */
+  readonly done: Promise<void>
+  /** Outstanding pauses: one before the start, one for the user, one a drain. */
+  pauseCount = 1
+  /** The user paused it, or an error with the policy `stop` did. */
+  userPaused = false
+  /** Work may be going on. */
+  busy = false
+  /** The work ended and completion is under way. */
+  ended = false
+  /** A cancel was asked for, hard or soft. */
+  cancelRequested = false
+  /** A hard cancel was asked for. */
+  forceCancelled = false
+  /** What ended the job, if it failed. */
+  error: BlockError | undefined
+  /** Bytes done. */
+  current = 0
+  /** Bytes done and to do. */
+  total = 0
+  /** Bytes a second; 0 = unlimited. */
+  speed: number
+  /** Result of the last I/O that stopped the job. */
+  ioStatus: IoStatus = 'ok'
+
+  readonly #host: JobHost
+  readonly #onDone: JobOptions['onDone']
+  #status: JobStatus = 'undefined'
+  #started = false
+  #body: JobBody | undefined
+  #bodyRests = false
+  #inPausePoint = false
+  #kicks: (() => void)[] = []
+  #resolveDone!: () => void
+  #forget: (job: Job) => void
+
+  /** Made by `JobRegistry.create` only; `forget` takes the job out of the registry. */
+  constructor(host: JobHost, options: JobOptions, forget: (job: Job) => void) {
+    this.#host = host
+    this.#forget = forget
+    this.id = options.id ?? ''
+    this.internal = options.id === undefined
+    this.driver = options.driver
+    this.autoFinalize = options.autoFinalize ?? true
+    this.autoDismiss = options.autoDismiss ?? true
+    this.speed = options.speed ?? 0
+    this.#onDone = options.onDone
+    this.done = new Promise((resolve) => {
+      this.#resolveDone = resolve
+    })
+    this.transaction = options.transaction ?? new Transaction()
+    this.transaction.add(this)
+    this.#setStatus('created')
+  }
+
+  /** Where the job is in its life. */
+  get status(): JobStatus {
+    return this.#status
+  }
+
+  /** The work is over, whatever came of it. */
+  get completed(): boolean {
+    return this.ended || isCompleted(this.#status)
+  }
+
+  /** Whether it was ever started. */
+  get started(): boolean {
+    return this.#started
+  }
+
+  /** The copy is complete and kept up to date. */
+  get ready(): boolean {
+    return this.#status === 'ready' || this.#status === 'standby'
+  }
+
+  /** Begins the work; once. */
+  start(): void {
+    assert(this.#status === 'created' && !this.#started, 'a job is started once')
+    this.#started = true
+    this.pauseCount -= 1
+    this.busy = true
+    this.#setStatus('running')
+    const work = async (): Promise<void> => {
+      await this.pausePoint()
+      if (!this.forceCancelled) await this.driver.run(this)
+    }
+    const running = this.#host.spawn?.(work, this.id || this.driver.type) ?? work()
+    running.then(
+      () => this.#end(undefined),
+      (thrown: unknown) => this.#end(asBlockError(thrown)),
+    )
+  }
+
+  /** One pause more (drain, user). The job rests when `busy` has become false. */
+  pause(): void {
+    this.pauseCount += 1
+    this.#askBodyToRest()
+    this.#showPause()
+    this.#kick()
+  }
+
+  /** One pause less. */
+  resume(): void {
+    assert(this.pauseCount > 0, 'a job that is not paused cannot be resumed')
+    this.pauseCount -= 1
+    if (this.pauseCount > 0) {
+      this.#showPause()
+      return
+    }
+    this.#leaveRest()
+  }
+
+  /** Rests here while a pause is asked for; a hard cancel overrides every pause. */
+  pausePoint(): Pending {
+    if (!this.#wantsRest()) return undefined
+    return this.#rest()
+  }
+
+  /**
+   * Runs a piece of the body's work. A pause that comes meanwhile is passed to the body, and the
+   * job counts as resting as soon as the body does.
+   */
+  async runBody<T>(body: JobBody, work: () => Promise<T>): Promise<T> {
+    await this.pausePoint()
+    this.#body = body
+    try {
+      if (this.forceCancelled) body.cancel()
+      return await work()
+    } finally {
+      this.#body = undefined
+      if (this.#bodyRests) this.#leaveBodyRest()
+      await this.pausePoint()
+    }
+  }
+
+  /** Waits until `kick` is called by anyone: new work, a verb, a cancel. */
+  async waitKick(): Promise<void> {
+    await new Promise<void>((resolve) => this.#kicks.push(resolve))
+    await this.pausePoint()
+  }
+
+  /** Wakes whoever waits in `waitKick`. */
+  kick(): void {
+    this.#kick()
+  }
+
+  /** Throws ECANCELED once the job is cancelled hard. */
+  checkCancelled(): void {
+    if (this.forceCancelled) throw ioError('ECANCELED')
+  }
+
+  /** Whether a drain has to wait for this job. */
+  drainedPoll(): boolean {
+    return this.busy && !this.completed
+  }
+
+  /** The copy is complete: status `ready`, event `BLOCK_JOB_READY`. */
+  becomeReady(): void {
+    if (this.ready) return
+    this.#setStatus('ready')
+    this.#emit('BLOCK_JOB_READY', this.#report())
+  }
+
+  /**
+   * Applies an on-error policy. Returns when the work is to be tried again; throws the error when
+   * it ends the job.
+   */
+  async handleError(error: BlockError, policy: OnError, operation: 'read' | 'write'): Promise<void> {
+    const action = errorAction(policy, error)
+    this.#emit('BLOCK_JOB_ERROR', { device: this.id, operation, action })
+    if (action === 'report') throw error
+    if (action === 'ignore') return
+    if (this.ioStatus === 'ok') this.ioStatus = ioStatusOf(error)
+    if (!this.userPaused) {
+      this.userPaused = true
+      this.pause()
+    }
+    await this.pausePoint()
+    this.checkCancelled()
+  }
+
+  /** Asks the job to stop. `force` also stops work that would rather end in order. */
+  cancel(force: boolean): void {
+    if (this.#status === 'concluded') {
+      this.#dismiss()
+      return
+    }
+    if (this.#status === 'null') return
+    const hard = force || (this.driver.cancelIsHard?.(this, force) ?? true)
+    if (!hard && this.ended) return
+    if (this.userPaused) this.#undoUserPause()
+    this.cancelRequested = true
+    if (hard) this.forceCancelled = true
+    if (!this.#started) {
+      this.#end(undefined)
+      return
+    }
+    if (this.ended) {
+      if (hard) this.transaction.cancelEnded(this)
+      return
+    }
+    if (hard) {
+      this.#body?.cancel()
+      if (this.#bodyRests) this.#leaveRest()
+    }
+    this.#kick()
+  }
+
+  /** Cancels and waits until the job is concluded. */
+  async cancelSync(force = true): Promise<BlockError | undefined> {
+    this.cancel(force)
+    await this.done
+    return this.error
+  }
+
+  /** The verb `cancel`: `block-job-cancel` with its `force`, `job-cancel` with true. */
+  userCancel(force: boolean): void {
+    checkVerb(this.id, this.#status, 'cancel')
+    this.cancel(force)
+  }
+
+  /** The verb `pause`. */
+  userPause(): void {
+    checkVerb(this.id, this.#status, 'pause')
+    if (this.userPaused) throw new BlockError('EBUSY', 'Job is already paused')
+    this.userPaused = true
+    this.pause()
+  }
+
+  /** The verb `resume`; forgets the error that stopped the job. */
+  userResume(): void {
+    checkVerb(this.id, this.#status, 'resume')
+    if (!this.userPaused || this.pauseCount === 0) {
+      throw new BlockError('EPERM', "Can't resume a job that was not paused")
+    }
+    this.#undoUserPause()
+  }
+
+  /** The verb `complete`. */
+  userComplete(): void {
+    checkVerb(this.id, this.#status, 'complete')
+    if (this.cancelRequested || this.driver.complete === undefined) {
+      throw new BlockError('EBUSY', `The active block job '${this.id}' cannot be completed`)
+    }
+    this.driver.complete(this)
+    this.#kick()
+  }
+
+  /** The verb `finalize`; settles when the group is finalized. */
+  userFinalize(): Promise<void> {
+    checkVerb(this.id, this.#status, 'finalize')
+    return this.transaction.finalize()
+  }
+
+  /** The verb `dismiss`. */
+  userDismiss(): void {
+    checkVerb(this.id, this.#status, 'dismiss')
+    this.#dismiss()
+  }
+
+  /** The verb `set-speed`. */
+  userSetSpeed(bytesPerSecond: number): void {
+    checkVerb(this.id, this.#status, 'set-speed')
+    checkSpeed(bytesPerSecond)
+    this.speed = bytesPerSecond
+    this.#body?.setSpeed(bytesPerSecond)
+    this.#kick()
+  }
+
+  /** The words of the error, as queries and events show them. */
+  get errorText(): string | undefined {
+    return this.error?.message
+  }
+
+  /** For the transaction: the work succeeded and waits for the rest of the group. */
+  enterWaiting(): void {
+    this.#setStatus('waiting')
+  }
+
+  /** For the transaction: the group is complete. */
+  enterPending(): void {
+    this.#setStatus('pending')
+    if (!this.autoFinalize) {
+      this.#emit('BLOCK_JOB_PENDING', { type: this.driver.type, id: this.id })
+    }
+  }
+
+  /** For the transaction: this job or another of its group failed. */
+  enterAborting(error: BlockError): void {
+    this.error ??= error
+    this.#setStatus('aborting')
+  }
+
+  /** For the transaction: the end, in the documented order. */
+  async finalizeSingle(): Promise<void> {
+    const { driver } = this
+    if (this.error === undefined) await driver.commit?.(this)
+    else await driver.abort?.(this)
+    await driver.clean?.(this)
+    await this.#onDone?.(this.error)
+    if (this.#started) this.#emitEnd()
+    this.#setStatus('concluded')
+    if (this.autoDismiss || !this.#started) this.#dismiss()
+    this.#resolveDone()
+  }
+
+  #emitEnd(): void {
+    const report = this.#report()
+    if (this.error !== undefined && this.forceCancelled && this.error.code === 'ECANCELED') {
+      this.#emit('BLOCK_JOB_CANCELLED', report)
+      return
+    }
+    const text = this.errorText
+    this.#emit('BLOCK_JOB_COMPLETED', text === undefined ? report : { ...report, error: text })
+  }
+
+  #end(error: BlockError | undefined): void {
+    this.ended = true
+    this.busy = false
+    let result = error
+    if (result === undefined && this.forceCancelled) {
+      result = new BlockError('ECANCELED', codeWords('ECANCELED'))
+    }
+    if (this.#status === 'paused') this.#setStatus('running')
+    if (this.#status === 'standby') this.#setStatus('ready')
+    this.#quiet()
+    void this.transaction.jobEnded(this, result)
+  }
+
+  #dismiss(): void {
+    this.#setStatus('null')
+    this.#forget(this)
+  }
+
+  #undoUserPause(): void {
+    this.userPaused = false
+    this.ioStatus = 'ok'
+    this.resume()
+  }
+
+  #wantsRest(): boolean {
+    return this.pauseCount > 0 && !this.forceCancelled
+  }
+
+  async #rest(): Promise<void> {
+    this.#inPausePoint = true
+    while (this.#wantsRest()) {
+      this.busy = false
+      this.#showPause()
+      this.#quiet()
+      await new Promise<void>((resolve) => this.#kicks.push(resolve))
+    }
+    this.#inPausePoint = false
+    this.busy = true
+    this.#hidePause()
+  }
+
+  #askBodyToRest(): void {
+    const body = this.#body
+    if (body === undefined || !this.#wantsRest()) return
+    body.pause().then(
+      () => {
+        if (this.#body !== body || !this.#wantsRest()) return
+        this.#bodyRests = true
+        this.busy = false
+        this.#showPause()
+        this.#quiet()
+      },
+      // A body that died while it was asked to rest also fails the work that waits for it.
+      () => undefined,
+    )
+  }
+
+  #leaveRest(): void {
+    if (this.#body !== undefined) {
+      this.#leaveBodyRest()
+      this.#body.resume()
+    }
+    this.#kick()
+  }
+
+  #leaveBodyRest(): void {
+    this.#bodyRests = false
+    if (this.ended || this.#inPausePoint) return
+    this.busy = true
+    this.#hidePause()
+  }
+
+  #showPause(): void {
+    const rests = this.#bodyRests || (this.#inPausePoint && !this.busy)
+    if (!this.userPaused) {
+      this.#hidePause()
+      return
+    }
+    if (!rests) return
+    if (this.#status === 'running') this.#setStatus('paused')
+    else if (this.#status === 'ready') this.#setStatus('standby')
+  }
+
+  #hidePause(): void {
+    if (this.#status === 'paused') this.#setStatus('running')
+    else if (this.#status === 'standby') this.#setStatus('ready')
+  }
+
+  #kick(): void {
+    const kicks = this.#kicks
+    this.#kicks = []
+    for (const kick of kicks) kick()
+  }
+
+  #quiet(): void {
+    this.#host.quiet?.()
+  }
+
+  #setStatus(status: JobStatus): void {
+    if (status === this.#status) return
+    assertTransition(this.#status, status)
+    this.#status = status
+    this.#emit('JOB_STATUS_CHANGE', { id: this.id, status })
+  }
+
+  #emit<K extends keyof JobEvents>(name: K, data: JobEvents[K]): void {
+    if (!this.internal) this.#host.emit(name, data)
+  }
+
+  #report(): JobEvents['BLOCK_JOB_READY'] {
+    return {
+      type: this.driver.type,
+      device: this.id,
+      len: this.total,
+      offset: Math.min(this.current, this.total),
+      speed: this.speed,
+    }
+  }
+}
+
+/** Refuses a speed that is no whole number of bytes from 0 up. */
+export function checkSpeed(bytesPerSecond: number): void {
+  if (Number.isInteger(bytesPerSecond) && bytesPerSecond >= 0) return
+  throw new BlockError('EINVAL', "Parameter 'speed' expects a non-negative value")
+}

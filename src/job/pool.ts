@@ -1,0 +1,79 @@
+/**
+ * The worker threads that run job bodies.
+ *
+ * Invariants:
+ * - No thread exists before the first body; a thread that dies is replaced by the next body.
+ * - Terminating a body settles its promise; nothing else of the pool is touched.
+ */
+import { fileURLToPath } from 'node:url'
+import type { MessagePort } from 'node:worker_threads'
+import { Piscina } from 'piscina'
+import type { BodyTask } from './body-task.ts'
+
+/** Options of a pool. */
+export interface WorkerPoolOptions {
+  /** Most threads at a time, and so most bodies that run at once; default 2. */
+  readonly size?: number
+}
+
+/** A body that runs in a thread of the pool. */
+export interface PoolRun {
+  /** Settles when the body ended; rejects when it failed or its thread died. */
+  readonly ended: Promise<void>
+  /** Ends the thread at once, whatever it does. */
+  terminate(): void
+}
+
+/** A source ending in `.ts` is a test run on sources; threads always load the built worker. */
+function workerFile(): string {
+  const relative = import.meta.url.endsWith('.ts')
+    ? '../../dist/workers/job-worker.js'
+    : '../../workers/job-worker.js'
+  return fileURLToPath(new URL(relative, import.meta.url))
+}
+
+/** Threads for job bodies. */
+export class WorkerPool {
+  readonly #size: number
+  #piscina: Piscina | undefined
+
+  constructor(options: WorkerPoolOptions = {}) {
+    this.#size = options.size ?? 2
+  }
+
+  /** Bodies that run or wait for a thread. */
+  get threads(): number {
+    return this.#piscina?.threads.length ?? 0
+  }
+
+  /** Runs a body in a thread; the ports of the task go with it. */
+  run(task: BodyTask): PoolRun {
+    const ports: MessagePort[] = [task.port, task.proxyPort]
+    const abort = new AbortController()
+    const ended: Promise<void> = this.#open().run(task, {
+      transferList: ports,
+      signal: abort.signal,
+    })
+    return { ended, terminate: () => abort.abort() }
+  }
+
+  /** Ends every thread. */
+  async close(): Promise<void> {
+    const piscina = this.#piscina
+    this.#piscina = undefined
+    await piscina?.destroy()
+  }
+
+  #open(): Piscina {
+    // Parked in a blocking wait between tasks, a thread would not hear the ports it was given.
+    this.#piscina ??= new Piscina({
+      filename: workerFile(),
+      minThreads: 0,
+      maxThreads: this.#size,
+      idleTimeout: 30_000,
+      atomics: 'disabled',
+      name: 'run',
+    })
+    return this.#piscina
+  }
+}

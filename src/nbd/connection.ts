@@ -1,0 +1,126 @@
+/**
+ * One client of the server: handshake, then transmission, until the socket is gone.
+ *
+ * Invariants:
+ * - A client that leaves in whatever way is normal: nothing is reported, nothing is thrown.
+ * - `gone` is called once, after the socket closed and the last request of it finished.
+ * - A handshake that takes longer than its deadline is cut.
+ */
+import type { Socket } from 'node:net'
+import type { Clock, TimerHandle } from '../util/clock.ts'
+import type { BufferPool } from './buffer-pool.ts'
+import type { NbdExport } from './export.ts'
+import { Handshake, type HandshakeHost, type NbdSession } from './handshake.ts'
+import { Transmission } from './transmission.ts'
+
+const KEEP_ALIVE_MS = 15_000
+/** A client that does not read answers to options is cut when this much waits for it. */
+const MAX_WAITING_OPTIONS = 8 << 20
+
+/** What a connection needs of its server. */
+export interface ConnectionHost extends HandshakeHost {
+  readonly clock: Clock
+  readonly pool: BufferPool
+  /** Longest handshake in milliseconds. */
+  readonly handshakeMs: number
+  /** The client entered an export. */
+  entered(connection: NbdConnection): void
+  /** The client and its requests are gone. */
+  gone(connection: NbdConnection): void
+}
+
+/** A connected client. */
+export class NbdConnection {
+  readonly #socket: Socket
+  readonly #host: ConnectionHost
+  readonly #deadline: TimerHandle
+  #handshake: Handshake | undefined
+  #transmission: Transmission | undefined
+  #export: NbdExport | undefined
+  #closed = false
+  #gone = false
+
+  /** Greets the client at once. */
+  constructor(socket: Socket, host: ConnectionHost) {
+    this.#socket = socket
+    this.#host = host
+    socket.setNoDelay(true)
+    socket.setKeepAlive(true, KEEP_ALIVE_MS)
+    socket.on('error', () => socket.destroy())
+    socket.on('close', () => this.#closeDone())
+    socket.on('end', () => this.#inputEnded())
+    this.#deadline = host.clock.setTimer(host.handshakeMs, () => socket.destroy())
+    this.#handshake = new Handshake(host, (bytes) => this.#answer(bytes))
+    socket.on('data', (bytes: Buffer) => this.#feed(bytes))
+  }
+
+  /** The export the client entered. */
+  get export(): NbdExport | undefined {
+    return this.#export
+  }
+
+  /** Stops or resumes taking requests. */
+  quiesce(on: boolean): void {
+    this.#transmission?.quiesce(on)
+  }
+
+  /** Cuts the client off; requests that run finish without an answer. */
+  cut(): void {
+    this.#socket.destroy()
+  }
+
+  #answer(bytes: Buffer): void {
+    if (this.#socket.destroyed || this.#socket.writableEnded) return
+    this.#socket.write(bytes)
+    if (this.#socket.writableLength > MAX_WAITING_OPTIONS) this.#socket.destroy()
+  }
+
+  #feed(bytes: Buffer): void {
+    if (this.#transmission !== undefined) this.#transmission.feed(bytes)
+    else if (this.#handshake !== undefined) this.#negotiate(this.#handshake, bytes)
+  }
+
+  #negotiate(handshake: Handshake, bytes: Buffer): void {
+    this.#socket.cork()
+    const outcome = handshake.feed(bytes)
+    this.#socket.uncork()
+    switch (outcome.kind) {
+      case 'more':
+        return
+      case 'drop':
+        this.#handshake = undefined
+        this.#socket.destroySoon()
+        return
+      case 'enter':
+        this.#enter(outcome.session, outcome.rest)
+    }
+  }
+
+  #enter(session: NbdSession, rest: Buffer): void {
+    this.#handshake = undefined
+    this.#deadline.cancel()
+    this.#export = session.export
+    const { pool } = this.#host
+    this.#transmission = new Transmission(session, this.#socket, pool, () => this.#maybeGone())
+    this.#host.entered(this)
+    this.#transmission.feed(rest)
+  }
+
+  #inputEnded(): void {
+    if (this.#transmission !== undefined) this.#transmission.end()
+    else this.#socket.destroySoon()
+  }
+
+  #closeDone(): void {
+    this.#closed = true
+    this.#deadline.cancel()
+    this.#transmission?.end()
+    this.#maybeGone()
+  }
+
+  #maybeGone(): void {
+    if (this.#gone || !this.#closed || (this.#transmission?.inFlight ?? 0) > 0) return
+    this.#gone = true
+    this.#host.gone(this)
+  }
+}

@@ -1,0 +1,111 @@
+/**
+ * What leaves through a socket: replies gathered in slabs, written once per turn.
+ *
+ * Invariants:
+ * - Bytes leave in the order of `commit`.
+ * - A reserved region belongs to whoever reserved it until it is committed; one that is never
+ *   committed is a gap that costs nothing but its space.
+ * - Nothing is written before `flush`, and `flush` makes one gathered write of everything.
+ */
+import type { Socket } from 'node:net'
+import type { BufferPool } from './buffer-pool.ts'
+
+const SLAB_BYTES = 256 << 10
+/** Above this a reply gets a buffer of its own, which is reused after the write. */
+const SLAB_SHARE = 64 << 10
+
+/** The sending half of a connection. */
+export class Output {
+  readonly #socket: Socket
+  readonly #pool: BufferPool
+  #slab: Buffer = Buffer.allocUnsafeSlow(SLAB_BYTES)
+  #free = 0
+  #runStart = 0
+  #runEnd = 0
+  #segments: Buffer[] = []
+  /** Segments to give back to the pool once they are written. */
+  readonly #lent = new Set<Buffer>()
+  #queued = 0
+  #scheduled = false
+
+  /** `pool` lends the buffers of large replies. */
+  constructor(socket: Socket, pool: BufferPool) {
+    this.#socket = socket
+    this.#pool = pool
+  }
+
+  /** Bytes committed that the kernel has not taken yet. */
+  get pending(): number {
+    return this.#queued + this.#socket.writableLength
+  }
+
+  /** Room for a reply of `bytes`; its content is arbitrary. */
+  reserve(bytes: number): Buffer {
+    if (bytes > SLAB_SHARE) return this.#pool.take(bytes)
+    if (this.#free + bytes > SLAB_BYTES) {
+      this.#closeRun()
+      this.#slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
+      this.#free = this.#runStart = this.#runEnd = 0
+    }
+    const view = this.#slab.subarray(this.#free, this.#free + bytes)
+    this.#free += bytes
+    return view
+  }
+
+  /** Queues what `reserve` gave, or the first part of it. */
+  commit(view: Buffer): void {
+    this.#queued += view.length
+    if (view.buffer !== this.#slab.buffer) {
+      this.#closeRun()
+      this.#segments.push(view)
+      if (view.length > SLAB_SHARE) this.#lent.add(view)
+      return
+    }
+    if (view.byteOffset !== this.#runEnd) {
+      this.#closeRun()
+      this.#runStart = view.byteOffset
+    }
+    this.#runEnd = view.byteOffset + view.length
+  }
+
+  /** Gives back a reservation that will not be committed. */
+  discard(view: Buffer): void {
+    if (view.length > SLAB_SHARE) this.#pool.release(view)
+  }
+
+  /** Writes everything committed so far. */
+  flush(): void {
+    this.#closeRun()
+    if (this.#segments.length === 0) return
+    const segments = this.#segments
+    this.#segments = []
+    this.#queued = 0
+    if (this.#socket.destroyed || this.#socket.writableEnded) return
+    if (segments.length > 1) this.#socket.cork()
+    for (const segment of segments) this.#write(segment)
+    if (segments.length > 1) this.#socket.uncork()
+  }
+
+  /** Flushes once the promises that are settling now have had their turn. */
+  flushSoon(): void {
+    if (this.#scheduled) return
+    this.#scheduled = true
+    process.nextTick(() => {
+      this.#scheduled = false
+      this.flush()
+    })
+  }
+
+  #write(segment: Buffer): void {
+    if (this.#lent.delete(segment)) {
+      this.#socket.write(segment, () => this.#pool.release(segment))
+    } else this.#socket.write(segment)
+  }
+
+  #closeRun(): void {
+    if (this.#runEnd > this.#runStart) {
+      this.#segments.push(this.#slab.subarray(this.#runStart, this.#runEnd))
+    }
+    this.#runStart = this.#runEnd
+  }
+}

@@ -1,0 +1,30 @@
+/**
+ * Commands about the connection and the program: negotiation, version, names, end.
+ *
+ * Invariants:
+ * - `quit` answers before anything is taken down.
+ */
+import { type Command, type CommandTable, command, listOf } from '../command.ts'
+import { list, oneOf } from '../schema.ts'
+import { VERSION } from '../version.ts'
+
+/** What these commands need of the program. */
+export interface SessionServices {
+  /** Names of all commands. */
+  names(): readonly string[]
+  /** Asks for an orderly end. */
+  quit(): void
+}
+
+/** `qmp_capabilities`, `query-version`, `query-commands`, `quit`. */
+export function sessionCommands(services: SessionServices): CommandTable {
+  const negotiation: Command = command({ 'enable?': list(oneOf('oob')) }, (args, session) =>
+    session.negotiate(listOf(args, 'enable').map(String)),
+  )
+  return {
+    qmp_capabilities: negotiation,
+    'query-version': command({}, () => VERSION),
+    'query-commands': command({}, () => services.names().map((name) => ({ name }))),
+    quit: command({}, () => services.quit()),
+  }
+}
