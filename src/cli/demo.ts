@@ -6,6 +6,7 @@
  * - With `--json` the only thing on standard output is the result; progress goes to standard error.
  */
 import { Command, Option } from 'commander'
+import { BlockError } from '../index.ts'
 import { checkOptions, type DemoArguments } from './demo/options.ts'
 import { mib, ms } from './demo/progress.ts'
 import { type DemoResult, runDemo } from './demo/run.ts'
@@ -27,11 +28,17 @@ export const demoCommand: Command = new Command('demo')
     }
     const disk = options.disk ?? 'memory'
     say(`blockstep demo: ${mib(options.size)} (${disk}), seed ${options.seed}`)
-    const result = await runDemo(options, out, say)
+    const result = await runDemo(options, out, say).catch(plainError)
     if (options.json) console.log(JSON.stringify(result))
     else for (const line of describe(result)) say(line)
     if (!result.ok) process.exitCode = 1
   })
+
+/** What the host refuses (a full disk, a missing right) is told in one line like everything else. */
+function plainError(thrown: unknown): never {
+  if (thrown instanceof BlockError || !(thrown instanceof Error) || !('code' in thrown)) throw thrown
+  throw new BlockError('EIO', thrown.message, { op: 'demo' }, thrown)
+}
 
 function describe(result: DemoResult): string[] {
   const last = result.torn

@@ -6,30 +6,25 @@
  */
 import type { Coroutine, MaybePromise, Pending, Step } from './coroutine.ts'
 
-/** A coroutine that is over already; it has no state, so one serves everyone. */
-const DONE: IteratorReturnResult<void> = { done: true, value: undefined }
-const FINISHED: Coroutine<void> = finished(DONE)
+/** A coroutine that is over already has no state, so one serves everyone. */
+const FINISHED: Coroutine<void> = ending(Promise.resolve({ done: true, value: undefined }))
 
 /**
  * A coroutine out of an operation: `yield* run(child.pread(0, buf))`. What the operation throws
  * inline is thrown where it is called, before `run`.
  */
 export function run(op: Pending): Coroutine<void> {
-  return op === undefined ? FINISHED : coWait(op)
+  return op === undefined ? FINISHED : runValue(op)
 }
 
 /** The same for an operation with a result: `const n = yield* runValue(op)`. */
 export function runValue<T>(op: MaybePromise<T>): Coroutine<T> {
-  return op instanceof Promise ? coWait(op) : finished({ done: true, value: op })
+  return ending(Promise.resolve(op).then((value) => ({ done: true, value })))
 }
 
-/** Waits for one promise and answers its value, without giving the turn up more than that. */
-async function* coWait<T>(op: Promise<T>): Coroutine<T> {
-  return await op
-}
-
-function finished<T>(result: IteratorReturnResult<T>): Coroutine<T> {
-  const answer = Promise.resolve<IteratorResult<Step, T>>(result)
+/** A coroutine with nothing but an end. */
+function ending<T>(end: Promise<IteratorReturnResult<T>>): Coroutine<T> {
+  const answer: Promise<IteratorResult<Step, T>> = end
   const over: Coroutine<T> = {
     next: () => answer,
     return: () => answer,

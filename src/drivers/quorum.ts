@@ -20,6 +20,7 @@ import type {
 } from '../block/driver.ts'
 import { FLAG, NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { chainStatus } from '../block/status.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { asBlockError, BlockError, codeWords, ioError } from '../util/errors.ts'
 import { childCounts, mostFrequentError, QuorumVote } from './quorum-vote.ts'
@@ -150,14 +151,14 @@ class Quorum implements BlockDriver {
     return toDisk ? this.ask('flush', 0, 0, (child) => child.flush()) : undefined
   }
 
-  /** ZERO only where every child that answers says so; a child that cannot answer has no say. */
+  /** ZERO only where every child that is asked says so; a child that cannot answer has no say. */
   async blockStatus(offset: number, bytes: number): Promise<BlockStatus> {
     let covered = bytes
     let zero = true
     const errors: BlockError[] = []
     for (const child of this.children) {
       try {
-        const status = await child.blockStatus(offset, covered)
+        const status = await chainStatus(child.node, undefined, offset, covered)
         covered = Math.min(covered, status.bytes)
         zero &&= (status.flags & STATUS.ZERO) !== 0
         if (this.options.fifo || !zero) break
@@ -174,9 +175,8 @@ class Quorum implements BlockDriver {
     if (child.length() !== this.length()) throw sizeError(this.node.name)
     const { graph } = this.node
     await graph.withDrained(this.node, async () => {
-      const above = this.permissionsAbove()
-      const name = `children.${this.nextIndex}`
-      const edge = await graph.attach(this.node, child, name, 'data', above)
+      child.refs++
+      const edge = await graph.attach(this.node, child, `children.${this.nextIndex}`, 'data')
       this.nextIndex++
       this.children = [...this.children, edge]
     })
@@ -194,27 +194,13 @@ class Quorum implements BlockDriver {
     const { graph } = this.node
     await graph.withDrained(this.node, async () => {
       this.children = this.children.filter((each) => each !== child)
-      await graph.detach(child)
+      graph.detach(child)
       if (child.name === `children.${this.nextIndex - 1}`) this.nextIndex--
     })
   }
 
   close(): void {
     this.children = []
-  }
-
-  private permissionsAbove(): Permissions {
-    const above = { perm: 0, shared: PERM.ALL as number }
-    for (const parent of this.node.parents) {
-      above.perm |= parent.perm
-      above.shared &= parent.shared
-    }
-    return quorumDriver.childPermissions?.(
-      this.node,
-      { name: '', role: 'data' },
-      above,
-      this.node.readOnly,
-    ) as Permissions
   }
 
   /** Sends a request to every child and lets their answers vote. */

@@ -36,14 +36,15 @@ export class JobEdges {
   readonly #owner: EdgeOwner
   readonly #edges: BlockChild[] = []
 
-  constructor(graph: BlockGraph, job: Job) {
+  /** `alsoBusy` answers whether there is work that a drain waits for after the job's own ended. */
+  constructor(graph: BlockGraph, job: Job, alsoBusy: () => boolean = () => false) {
     this.#graph = graph
     const id = job.id === '' ? '' : ` '${job.id}'`
     this.#owner = {
       ownerKind: 'job',
       ownerDescription: `${job.driver.type} job${id}`,
       drainedBegin: () => job.pause(),
-      drainedPoll: () => job.drainedPoll(),
+      drainedPoll: () => job.drainedPoll() || alsoBusy(),
       drainedEnd: () => job.resume(),
     }
   }

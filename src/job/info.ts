@@ -36,6 +36,7 @@ export interface BlockJobInfo {
 
 /** What `query-jobs` says of a job. */
 export function jobInfo(job: Job): JobInfo {
+  job.progressSource?.()
   const text = job.errorText
   return {
     id: job.id,
@@ -49,6 +50,7 @@ export function jobInfo(job: Job): JobInfo {
 
 /** What `query-block-jobs` says of a job. */
 export function blockJobInfo(job: Job): BlockJobInfo {
+  job.progressSource?.()
   const text = job.errorText
   return {
     type: job.driver.type,

@@ -112,6 +112,8 @@ export class Job {
   current = 0
   /** Bytes done and to do. */
   total = 0
+  /** Brings `current` and `total` up to date before somebody looks. */
+  progressSource: (() => void) | undefined
   /** Bytes a second; 0 = unlimited. */
   speed: number
   /** Result of the last I/O that stopped the job. */
@@ -518,6 +520,7 @@ export class Job {
   }
 
   #report(): JobEvents['BLOCK_JOB_READY'] {
+    this.progressSource?.()
     return {
       type: this.driver.type,
       device: this.id,

@@ -10,9 +10,15 @@ import type { MessagePort } from 'node:worker_threads'
 import { Piscina } from 'piscina'
 import type { BodyTask } from './body-task.ts'
 
+/**
+ * Bodies that may share a thread. They take turns, so that a body which only waits to be told what
+ * to copy keeps nobody out.
+ */
+const BODIES_PER_THREAD = 64
+
 /** Options of a pool. */
 export interface WorkerPoolOptions {
-  /** Most threads at a time, and so most bodies that run at once; default 2. */
+  /** Most threads at a time; default 2. */
   readonly size?: number
 }
 
@@ -69,6 +75,7 @@ export class WorkerPool {
     this.#piscina ??= new Piscina({
       filename: workerFile(),
       minThreads: 0,
+      concurrentTasksPerWorker: BODIES_PER_THREAD,
       maxThreads: this.#size,
       idleTimeout: 30_000,
       atomics: 'disabled',

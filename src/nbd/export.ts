@@ -7,7 +7,6 @@
  *   were agreed on, so INFO and GO never differ.
  * - Context numbers are fixed: 0 allocation, 1 allocation depth, dirty bitmaps from 2.
  */
-import type { BlockStatus } from '../block/driver.ts'
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { NBD_FLAG } from './constants.ts'
 
@@ -17,6 +16,16 @@ export interface ExportHooks {
   drainedBegin?(): void
   /** Go on. */
   drainedEnd?(): void
+}
+
+/** What the start of a range holds. */
+export interface ExportStatus {
+  /** `STATUS` bits of the block layer; DATA and ZERO are read. */
+  readonly flags: number
+  /** Bytes from the asked offset with that answer; above 0. */
+  readonly bytes: number
+  /** Layers above the one that decides; 0 = the top, -1 = none does. */
+  readonly depth: number
 }
 
 /** The part of a block backend that an export uses; requests fail by throwing or rejecting. */
@@ -36,12 +45,7 @@ export interface ExportBackend {
   /** Makes every completed write stable. */
   flush(): Pending
   /** What the start of a range holds, over the whole chain. */
-  blockStatus(offset: number, bytes: number): MaybePromise<BlockStatus>
-  /** How deep in the chain the start of a range lies: 0 nowhere, 1 this layer. */
-  allocationDepth(
-    offset: number,
-    bytes: number,
-  ): MaybePromise<{ readonly depth: number; readonly bytes: number }>
+  blockStatus(offset: number, bytes: number): MaybePromise<ExportStatus>
   /** Installs the calls made around a drained section. */
   setHooks(hooks: ExportHooks): void
 }

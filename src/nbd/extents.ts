@@ -5,9 +5,10 @@
  * - Neighbours never carry the same flags; lengths are above 0 and never pass the asked range.
  * - A disk that refuses to tell (an error from its block status) fails the request.
  */
-import { type BlockStatus, STATUS } from '../block/driver.ts'
+import { STATUS } from '../block/driver.ts'
+import { assert } from '../util/errors.ts'
 import { NBD_STATE } from './constants.ts'
-import type { ExportBackend, ExportBitmap, MetaContext } from './export.ts'
+import type { ExportBackend, ExportBitmap, ExportStatus, MetaContext } from './export.ts'
 
 /** Most extents in one reply; the protocol lets a reply stop early. */
 const MAX_EXTENTS = 1 << 17
@@ -26,16 +27,16 @@ export function findExtents(
   const limit = one ? 1 : MAX_EXTENTS
   switch (context.kind) {
     case 'allocation':
-      return allocationExtents(backend, offset, bytes, limit)
+      return statusExtents(backend, allocationBits, offset, bytes, limit)
     case 'depth':
-      return depthExtents(backend, offset, bytes, limit)
+      return statusExtents(backend, (status) => status.depth + 1, offset, bytes, limit)
     case 'bitmap':
       return bitmapExtents(context.bitmap, offset, bytes, limit)
   }
 }
 
 /** The `base:allocation` bits of a block status. */
-export function allocationBits(status: BlockStatus): number {
+export function allocationBits(status: ExportStatus): number {
   const hole = (status.flags & STATUS.DATA) === 0 ? NBD_STATE.HOLE : 0
   return (status.flags & STATUS.ZERO) !== 0 ? hole | NBD_STATE.ZERO : hole
 }
@@ -52,8 +53,9 @@ function add(extents: Extents, bytes: number, flags: number, limit: number): boo
   return true
 }
 
-async function allocationExtents(
+async function statusExtents(
   backend: ExportBackend,
+  flagsOf: (status: ExportStatus) => number,
   offset: number,
   bytes: number,
   limit: number,
@@ -63,26 +65,9 @@ async function allocationExtents(
   for (let at = offset; at < end; ) {
     const asked = backend.blockStatus(at, end - at)
     const status = asked instanceof Promise ? await asked : asked
-    const run = status.bytes > 0 ? Math.min(status.bytes, end - at) : end - at
-    if (!add(extents, run, allocationBits(status), limit)) break
-    at += run
-  }
-  return extents
-}
-
-async function depthExtents(
-  backend: ExportBackend,
-  offset: number,
-  bytes: number,
-  limit: number,
-): Promise<Extents> {
-  const extents: Extents = []
-  const end = offset + bytes
-  for (let at = offset; at < end; ) {
-    const asked = backend.allocationDepth(at, end - at)
-    const found = asked instanceof Promise ? await asked : asked
-    const run = found.bytes > 0 ? Math.min(found.bytes, end - at) : end - at
-    if (!add(extents, run, found.depth, limit)) break
+    const run = Math.min(status.bytes, end - at)
+    assert(run > 0, 'a block status covers at least one byte')
+    if (!add(extents, run, flagsOf(status), limit)) break
     at += run
   }
   return extents

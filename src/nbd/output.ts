@@ -22,9 +22,9 @@ export class Output {
   #free = 0
   #runStart = 0
   #runEnd = 0
-  #segments: Buffer[] = []
+  #segments: Uint8Array[] = []
   /** Segments to give back to the pool once they are written. */
-  readonly #lent = new Set<Buffer>()
+  readonly #lent = new Map<Uint8Array, Buffer>()
   #queued = 0
   #scheduled = false
 
@@ -58,7 +58,7 @@ export class Output {
     if (view.buffer !== this.#slab.buffer) {
       this.#closeRun()
       this.#segments.push(view)
-      if (view.length > SLAB_SHARE) this.#lent.add(view)
+      if (view.length > SLAB_SHARE) this.#lent.set(view, view)
       return
     }
     if (view.byteOffset !== this.#runEnd) {
@@ -66,6 +66,13 @@ export class Output {
       this.#runStart = view.byteOffset
     }
     this.#runEnd = view.byteOffset + view.length
+  }
+
+  /** Queues bytes of the caller's, who leaves them alone until they were sent. */
+  append(bytes: Uint8Array): void {
+    this.#closeRun()
+    this.#queued += bytes.length
+    this.#segments.push(bytes)
   }
 
   /** Gives back a reservation that will not be committed. */
@@ -96,10 +103,14 @@ export class Output {
     })
   }
 
-  #write(segment: Buffer): void {
-    if (this.#lent.delete(segment)) {
-      this.#socket.write(segment, () => this.#pool.release(segment))
-    } else this.#socket.write(segment)
+  #write(segment: Uint8Array): void {
+    const lent = this.#lent.get(segment)
+    if (lent === undefined) {
+      this.#socket.write(segment)
+      return
+    }
+    this.#lent.delete(segment)
+    this.#socket.write(segment, () => this.#pool.release(lent))
   }
 
   #closeRun(): void {

@@ -14,6 +14,8 @@ import { type Members, type StructSchema, struct } from './schema.ts'
 export interface CommandSession {
   /** Accepts the capability negotiation, with these extra capabilities. */
   negotiate(capabilities: readonly string[]): void
+  /** Takes no further request of this connection once the running one has its reply. */
+  finish(): void
 }
 
 /** One monitor command. */

@@ -34,6 +34,17 @@ export function isObject(value: unknown): value is JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
+/** Plain data as JSON; members that are undefined are left out, what is no data becomes null. */
+export function toJson(value: unknown): JsonValue {
+  if (value === null || value === undefined) return null
+  if (typeof value === 'string' || typeof value === 'number') return value
+  if (typeof value === 'boolean' || typeof value === 'bigint') return value
+  if (Array.isArray(value)) return value.map(toJson)
+  if (!isObject(value)) return null
+  const members = Object.entries(value).filter(([, member]) => member !== undefined)
+  return Object.fromEntries(members.map(([key, member]) => [key, toJson(member)]))
+}
+
 /** Receives what the parser finds. */
 export interface JsonSink {
   /** A whole value at the top level. */

@@ -40,6 +40,7 @@ export class MonitorSession implements CommandSession {
   #negotiated = false
   #oob = false
   #ended = false
+  #finished = false
 
   constructor(commands: CommandTable, wire: SessionWire) {
     this.#commands = commands
@@ -86,6 +87,11 @@ export class MonitorSession implements CommandSession {
     this.#oob = capabilities.includes('oob')
   }
 
+  finish(): void {
+    this.#finished = true
+    this.#queue = []
+  }
+
   #envelope(value: JsonValue): Request {
     if (!isObject(value)) return failure('GenericError', 'QMP input must be a JSON object', undefined)
     const id = value['id']
@@ -107,7 +113,7 @@ export class MonitorSession implements CommandSession {
   }
 
   #accept(request: Request): void {
-    if (this.#ended) return
+    if (this.#ended || this.#finished) return
     if (request.kind === 'call' && request.oob) {
       void this.#answer(request)
       return

@@ -93,3 +93,32 @@ export class WordWait {
     resolve?.()
   }
 }
+
+/** Waits for a word to become anything but what was seen; whoever changes it must notify. */
+export class ChangeWait {
+  readonly #wait: WordWait
+  #seen = 0
+
+  constructor(words: Int32Array, index: number) {
+    this.#wait = new WordWait(words, index, { ready: (value) => value !== this.#seen })
+  }
+
+  /**
+   * `undefined` when the word is not `seen` any more. May be over early: who waits looks at its
+   * reason again.
+   */
+  wait(seen: number): Promise<void> | undefined {
+    if (!this.#wait.waiting) this.#seen = seen
+    return this.#wait.wait()
+  }
+
+  /** This thread changed the word. */
+  poke(): void {
+    this.#wait.poke()
+  }
+
+  /** Lets a leftover host wait go; for the end of the word's life. */
+  release(): void {
+    this.#wait.release()
+  }
+}

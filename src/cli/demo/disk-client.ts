@@ -1,16 +1,20 @@
 /**
  * A guest's disk over NBD: the client of this project behind the few operations that a guest needs.
+ *
+ * Invariants:
+ * - A lost connection is an error at once: a guest of a dead primary must not wait for it.
  */
-import { NbdClient } from '../../index.ts'
+import { HostClock, NbdClient } from '../../index.ts'
 import type { GuestDisk } from './guest.ts'
 
 /** Connects to an export on a unix socket. Errors: those of connecting and negotiating. */
-export async function openDisk(path: string, name: string): Promise<GuestDisk> {
-  const client = await NbdClient.connect({ server: { type: 'unix', path }, export: name })
+export async function openDisk(path: string, exportName: string): Promise<GuestDisk> {
+  const address = { type: 'unix', path } as const
+  const client = await NbdClient.connect({ ctx: { clock: new HostClock() }, address, exportName })
   return {
-    read: async (offset, buf) => client.read(offset, buf),
-    write: async (offset, buf) => client.write(offset, buf),
-    flush: async () => client.flush(),
-    close: async () => client.disconnect(),
+    read: (offset, buf) => client.read(offset, buf),
+    write: (offset, buf) => client.write(offset, buf),
+    flush: () => client.flush(),
+    close: () => client.disconnect(),
   }
 }

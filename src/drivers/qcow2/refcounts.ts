@@ -227,10 +227,13 @@ export class Refcounts {
           await this.#set(old.offset / clusterBytes + c, 0)
         }
       }
+      if (this.#moved.clusters !== clusters) {
+        // Looking for room made the table grow again, so this place is too small by now.
+        for (let c = first; c < first + clusters; c++) await this.#set(c, 0)
+        continue
+      }
       for (let c = first; c < first + clusters; c++) metadata.set(c, 'refcount table')
-      if (this.#moved.clusters === clusters)
-        this.#moved = { offset: first * clusterBytes, clusters }
-      else for (let c = first; c < first + clusters; c++) await this.#set(c, 0)
+      this.#moved = { offset: first * clusterBytes, clusters }
     }
   }
 
@@ -238,10 +241,14 @@ export class Refcounts {
   async writeOut(): Promise<void> {
     const blocks = this.#cache.takeDirty()
     const changed = this.#changed
-    const moved = this.#moved
-    const sectors = moved === undefined ? this.#encodeChanged(changed) : []
+    // A move that still looks for its place is left for the next time, with all that lies beyond
+    // the old table; nothing that was handed out depends on it yet.
+    const moved = this.#moved?.offset === 0 ? undefined : this.#moved
+    const { header } = this.#host
+    const limit = (header.reftableClusters * header.geometry.clusterBytes) / 8
+    this.#changed = new Set(moved === undefined ? [...changed].filter((i) => i >= limit) : [])
+    const sectors = moved === undefined ? this.#encodeChanged(changed, limit) : []
     const whole = moved === undefined ? undefined : this.#encodeAll(moved.clusters)
-    this.#changed = new Set()
     let written = false
     try {
       for (const { offset, bytes } of blocks) await this.#host.writeMeta(offset, bytes)
@@ -255,8 +262,12 @@ export class Refcounts {
     }
   }
 
-  #encodeChanged(changed: ReadonlySet<number>): Pick<DirtyPiece, 'offset' | 'bytes'>[] {
-    const sectors = new Set([...changed].map((index) => Math.floor(index / SECTOR_ENTRIES)))
+  #encodeChanged(
+    changed: ReadonlySet<number>,
+    limit: number,
+  ): Pick<DirtyPiece, 'offset' | 'bytes'>[] {
+    const inside = [...changed].filter((index) => index < limit)
+    const sectors = new Set(inside.map((index) => Math.floor(index / SECTOR_ENTRIES)))
     return [...sectors].map((sector) => ({
       offset: this.#host.header.reftableOffset + sector * SECTOR_ENTRIES * 8,
       bytes: this.#encode(sector * SECTOR_ENTRIES, SECTOR_ENTRIES),

@@ -2,7 +2,7 @@
  * Commands about the connection and the program: negotiation, version, names, end.
  *
  * Invariants:
- * - `quit` answers before anything is taken down.
+ * - `quit` answers before anything is taken down, and nothing is answered after it.
  */
 import { type Command, type CommandTable, command, listOf } from '../command.ts'
 import { list, oneOf } from '../schema.ts'
@@ -25,6 +25,9 @@ export function sessionCommands(services: SessionServices): CommandTable {
     qmp_capabilities: negotiation,
     'query-version': command({}, () => VERSION),
     'query-commands': command({}, () => services.names().map((name) => ({ name }))),
-    quit: command({}, () => services.quit()),
+    quit: command({}, (_args, session) => {
+      session.finish()
+      services.quit()
+    }),
   }
 }

@@ -1,0 +1,165 @@
+/**
+ * The `nbd` driver: a disk that an NBD server keeps.
+ *
+ * Invariants:
+ * - A read-only export is opened read-only, or not at all.
+ * - Whatever becomes of the connection, every request ends; how long it may take is the options'.
+ */
+import {
+  type BlockDriver,
+  type BlockdevOptions,
+  type BlockLimits,
+  type BlockStatus,
+  type DriverDefinition,
+  FLAG,
+  NO_LIMITS,
+  STATUS,
+} from '../block/driver.ts'
+import type { BlockNode } from '../block/node.ts'
+import { addressText, type NbdAddress } from '../nbd/address.ts'
+import { NbdClient } from '../nbd/client.ts'
+import { NBD_DEFAULT_PORT, NBD_FLAG, NBD_STATE } from '../nbd/constants.ts'
+import { nbdUri } from '../nbd/uri.ts'
+import { BlockError } from '../util/errors.ts'
+
+/** Longest zero write sent at once, in bytes. */
+const MAX_ZEROES = 32 << 20
+
+/** Disks behind an NBD server. */
+export const nbdDriver: DriverDefinition = {
+  name: 'nbd',
+  kind: 'protocol',
+  async open(node: BlockNode, options: BlockdevOptions): Promise<BlockDriver> {
+    const address = addressOf(options)
+    const exportName = textOption(options, 'export') ?? ''
+    const client = await NbdClient.connect({
+      ctx: node.graph.ctx,
+      address,
+      exportName,
+      reconnectDelayMs: secondsOption(options, 'reconnect-delay'),
+      openTimeoutMs: secondsOption(options, 'open-timeout'),
+      requestTimeoutMs: secondsOption(options, 'request-timeout'),
+    })
+    if (client.readOnly && !node.readOnly) {
+      if (options['auto-read-only'] !== true) {
+        await client.disconnect()
+        const words = `NBD export '${exportName}' is read-only: Permission denied`
+        throw new BlockError('EACCES', words, { path: addressText(address) })
+      }
+      node.readOnly = true
+    }
+    return new NbdDisk(client, nbdUri(address, exportName))
+  },
+}
+
+/** A node's view of an NBD client. */
+export class NbdDisk implements BlockDriver {
+  /** The connection; a monitor yanks it. */
+  readonly client: NbdClient
+  /** Limits the server told. */
+  readonly limits: BlockLimits
+  /** FUA, when the server has it. */
+  readonly writeFlags: number
+  /** What the server can do with zero writes. */
+  readonly zeroesFlags: number
+  readonly #uri: string
+
+  constructor(client: NbdClient, uri: string) {
+    this.client = client
+    this.#uri = uri
+    const { minBlock, maxBlock } = client.remote
+    this.limits = {
+      ...NO_LIMITS,
+      requestAlignment: minBlock,
+      maxTransfer: maxBlock,
+      maxZeroes: MAX_ZEROES,
+    }
+    const fua = client.can(NBD_FLAG.SEND_FUA) ? FLAG.FUA : 0
+    const fast = client.can(NBD_FLAG.SEND_FAST_ZERO) ? FLAG.NO_FALLBACK : 0
+    this.writeFlags = fua
+    this.zeroesFlags = client.can(NBD_FLAG.SEND_WRITE_ZEROES) ? fua | fast | FLAG.MAY_UNMAP : 0
+  }
+
+  length(): number {
+    return this.client.size
+  }
+
+  pread(offset: number, buf: Uint8Array): Promise<void> {
+    return this.client.read(offset, buf)
+  }
+
+  pwrite(offset: number, buf: Uint8Array, flags: number): Promise<void> {
+    return this.client.write(offset, buf, { fua: (flags & FLAG.FUA) !== 0 })
+  }
+
+  pwriteZeroes(offset: number, bytes: number, flags: number): Promise<void> {
+    if (!this.client.can(NBD_FLAG.SEND_WRITE_ZEROES)) {
+      throw new BlockError('ENOTSUP', 'NBD server cannot write zeroes', { offset, bytes })
+    }
+    return this.client.writeZeroes(offset, bytes, {
+      fua: (flags & FLAG.FUA) !== 0,
+      unmap: (flags & FLAG.MAY_UNMAP) !== 0,
+      fast: (flags & FLAG.NO_FALLBACK) !== 0,
+    })
+  }
+
+  pdiscard(offset: number, bytes: number): Promise<void> | undefined {
+    return this.client.can(NBD_FLAG.SEND_TRIM) ? this.client.trim(offset, bytes) : undefined
+  }
+
+  flush(toDisk: boolean): Promise<void> | undefined {
+    return toDisk ? this.client.flush() : undefined
+  }
+
+  async blockStatus(offset: number, bytes: number): Promise<BlockStatus> {
+    const asked = Math.min(bytes, MAX_STATUS)
+    const status = await this.client.blockStatus(offset, asked)
+    const data = (status.bits & NBD_STATE.HOLE) === 0 ? STATUS.DATA : 0
+    const zero = (status.bits & NBD_STATE.ZERO) === 0 ? 0 : STATUS.ZERO
+    return { flags: data | zero | STATUS.OFFSET_VALID, bytes: status.bytes, map: offset }
+  }
+
+  filename(): string {
+    return this.#uri
+  }
+
+  close(): Promise<void> {
+    return this.client.disconnect()
+  }
+}
+
+/** The length field of a request has 32 bits; whole 64 KiB clusters keep what is below aligned. */
+const MAX_STATUS = 0xffff_0000
+
+function addressOf(options: BlockdevOptions): NbdAddress {
+  const server = options['server']
+  const source = typeof server === 'object' && server !== null ? { ...server } : { ...options }
+  const fields: Readonly<Record<string, unknown>> = source
+  const { path, host, port, type } = fields
+  if (path !== undefined && host !== undefined) {
+    throw new BlockError('EINVAL', 'path and host may not be used at the same time')
+  }
+  if (type !== undefined && type !== 'unix' && type !== 'inet') {
+    throw new BlockError('EINVAL', `NBD server address of type '${String(type)}' is not supported`)
+  }
+  if (typeof path === 'string') return { type: 'unix', path }
+  if (typeof host !== 'string')
+    throw new BlockError('EINVAL', 'one of path and host must be specified')
+  return { type: 'inet', host, port: port === undefined ? NBD_DEFAULT_PORT : String(port) }
+}
+
+function textOption(options: BlockdevOptions, name: string): string | undefined {
+  const value = options[name]
+  if (value === undefined) return undefined
+  if (typeof value === 'string') return value
+  throw new BlockError('EINVAL', `Invalid parameter type for '${name}', expected: string`)
+}
+
+/** An option in seconds, as milliseconds; 0 when absent. */
+function secondsOption(options: BlockdevOptions, name: string): number {
+  const value = options[name]
+  if (value === undefined) return 0
+  const seconds = Number(value)
+  if (Number.isFinite(seconds) && seconds >= 0) return seconds * 1000
+  throw new BlockError('EINVAL', `Parameter '${name}' expects a number of seconds`)
+}

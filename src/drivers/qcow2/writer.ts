@@ -1,0 +1,446 @@
+/**
+ * Changing guest data of a qcow2 image: writes, zero writes, discards.
+ *
+ * Invariants:
+ * - A guest cluster that is being given a host cluster belongs to one request; others wait for it.
+ * - An entry is changed after its data are written; a failed write leaves the old entry.
+ * - A write into a cluster that is ours already, with its table cached, goes through inline.
+ */
+import { deflateRawSync } from 'node:zlib'
+import type { Pending } from '../../coroutine/coroutine.ts'
+import { ioError } from '../../util/errors.ts'
+import { raiseDebugEvent } from '../debug-event.ts'
+import { AUTOCLEAR, COMPRESSED_HI, COPIED_HI, hiOf, loOf, offsetOf, ZERO_LO } from './format.ts'
+import type { Qcow2Image } from './image.ts'
+import type { Mapping } from './mapping.ts'
+import { KIND } from './mapping.ts'
+import type { Reader } from './reader.ts'
+import { allSettled } from './reader.ts'
+
+/** Longest row of clusters that one step allocates. */
+const STEP_BYTES = 16 * 1024 * 1024
+/** Up to this size old and new data are written at once. */
+const MERGE_BYTES = 2 * 1024 * 1024
+/** With more freed clusters waiting than this, an allocation flushes first. */
+const FREED_LIMIT = 4096
+const ALL_BITS = 0xffffffff
+
+interface Claim {
+  readonly from: number
+  readonly to: number
+  readonly ended: Promise<void>
+}
+
+/** Changes. */
+export class Writer {
+  readonly #image: Qcow2Image
+  readonly #mapping: Mapping
+  readonly #reader: Reader
+  #claims: Claim[] = []
+  /** Host byte where the next compressed cluster may follow the last one; 0 = nowhere. */
+  #packedEnd = 0
+
+  constructor(image: Qcow2Image, mapping: Mapping, reader: Reader) {
+    this.#image = image
+    this.#mapping = mapping
+    this.#reader = reader
+  }
+
+  /** Stores `buf` at guest byte `offset`. */
+  write(offset: number, buf: Uint8Array): Pending {
+    this.#image.checkAlive()
+    let waits: Promise<void>[] | undefined
+    for (let done = 0; done < buf.length; ) {
+      let pending: Pending
+      let bytes = buf.length - done
+      try {
+        if (this.#inPlace(offset + done, bytes)) {
+          bytes = this.#mapping.bytes
+          const part = bytes === buf.length ? buf : buf.subarray(done, done + bytes)
+          pending = this.#writeData(this.#mapping.host, part)
+        } else pending = this.#writeSlow(offset + done, buf.subarray(done))
+      } catch (error) {
+        if (waits === undefined) throw error
+        pending = Promise.reject(error)
+        bytes = buf.length - done
+      }
+      if (pending !== undefined) {
+        waits ??= []
+        waits.push(pending)
+      }
+      done += bytes
+    }
+    return waits === undefined ? undefined : this.#numbered(() => allSettled(waits))
+  }
+
+  /** The run at `offset` (left in the mapping) is ours alone and nobody works on it. */
+  #inPlace(offset: number, bytes: number): boolean {
+    if (this.#claims.length > 0 && this.#conflict(offset, offset + bytes) !== undefined) return false
+    const mapping = this.#mapping
+    return mapping.lookup(offset, bytes) && mapping.kind === KIND.NORMAL && mapping.copied
+  }
+
+  #writeData(host: number, buf: Uint8Array): Pending {
+    this.#image.checkOverlap(host, buf.length)
+    raiseDebugEvent(this.#image.data, 'write_aio')
+    return this.#image.data.pwrite(host, buf)
+  }
+
+  async #numbered(body: () => Promise<void>): Promise<void> {
+    const request = this.#image.beginRequest()
+    try {
+      await body()
+    } finally {
+      this.#image.endRequest(request)
+    }
+  }
+
+  async #writeSlow(offset: number, buf: Uint8Array): Promise<void> {
+    if (this.#image.lazy) await this.#image.markDirty()
+    for (let done = 0; done < buf.length; ) {
+      this.#image.checkAlive()
+      const at = offset + done
+      const claim = this.#conflict(at, at + 1)
+      if (claim !== undefined) {
+        await claim.ended
+        continue
+      }
+      if (this.#mapping.writable(at) === undefined) {
+        await this.#mapping.makeWritable(at)
+        continue
+      }
+      const part = buf.subarray(done)
+      // `#inPlace` looks at the first byte only here, so that a long write need not wait as a whole.
+      if (this.#inPlace(at, Math.min(part.length, this.#clusterRest(at)))) {
+        const bytes = this.#mapping.bytes
+        const pending = this.#writeData(this.#mapping.host, part.subarray(0, bytes))
+        if (pending !== undefined) await pending
+        done += bytes
+      } else done += await this.#writeNew(at, part)
+    }
+  }
+
+  #clusterRest(offset: number): number {
+    const { clusterBytes } = this.#image.geometry
+    return clusterBytes - (offset % clusterBytes)
+  }
+
+  #conflict(from: number, to: number): Claim | undefined {
+    return this.#claims.find((claim) => claim.from < to && from < claim.to)
+  }
+
+  /** Claims guest clusters; the caller calls the answer to give them up. */
+  #claim(from: number, to: number): () => void {
+    let release: () => void = () => undefined
+    const ended = new Promise<void>((resolve) => {
+      release = resolve
+    })
+    const claim: Claim = { from, to, ended }
+    this.#claims.push(claim)
+    return () => {
+      this.#claims = this.#claims.filter((other) => other !== claim)
+      release()
+    }
+  }
+
+  /** Gives host clusters to the start of `buf` and writes it; answers how many bytes it took. */
+  async #writeNew(offset: number, buf: Uint8Array): Promise<number> {
+    const image = this.#image
+    const { clusterBytes } = image.geometry
+    const first = offset - (offset % clusterBytes)
+    const { clusters, kept } = this.#extent(first, offset + Math.min(buf.length, STEP_BYTES))
+    const last = first + clusters * clusterBytes
+    const data = buf.subarray(0, Math.min(buf.length, last - offset))
+    const release = this.#claim(first, last)
+    try {
+      if (image.freedClusters > FREED_LIMIT) await image.flush()
+      const host = kept ?? (await this.#place(first, clusters))
+      try {
+        await this.#fill(offset, data, first, last, host, kept === undefined)
+      } catch (error) {
+        if (kept === undefined && image.data === image.file)
+          image.freeLater(host / clusterBytes, clusters)
+        throw error
+      }
+      await this.#point(first, last, host)
+    } finally {
+      release()
+    }
+    return data.length
+  }
+
+  /** How many clusters from `first` need the same treatment; `kept`: the host cluster to be used. */
+  #extent(first: number, end: number): { clusters: number; kept: number | undefined } {
+    const image = this.#image
+    const { clusterBytes, l2Coverage } = image.geometry
+    const table = this.#mapping.writable(first)
+    if (table === undefined) return { clusters: 1, kept: undefined }
+    const stop = Math.min(end, first - (first % l2Coverage) + l2Coverage)
+    let clusters = 0
+    for (let at = first; at < stop; at += clusterBytes) {
+      const { hi, lo } = this.#mapping.entry(table, at)
+      const host = offsetOf(hi, lo)
+      const mine = (hi & COPIED_HI) !== 0 && (hi & COMPRESSED_HI) === 0 && host !== 0
+      if (mine && image.data === image.file) {
+        if (clusters === 0) return { clusters: 1, kept: host }
+        break
+      }
+      if (clusters > 0 && this.#conflict(at, at + clusterBytes) !== undefined) break
+      clusters++
+    }
+    return { clusters, kept: undefined }
+  }
+
+  async #place(first: number, clusters: number): Promise<number> {
+    const image = this.#image
+    if (image.data !== image.file) return first
+    raiseDebugEvent(image.file, 'cluster_alloc')
+    return (await image.refcounts.allocate(clusters)) * image.geometry.clusterBytes
+  }
+
+  /** Writes `data` with what surrounds it in its clusters. */
+  async #fill(
+    offset: number,
+    data: Uint8Array,
+    first: number,
+    last: number,
+    host: number,
+    fresh: boolean,
+  ): Promise<void> {
+    const image = this.#image
+    image.checkOverlap(host, last - first)
+    const virgin = fresh && image.data === image.file && host >= image.virginFrom
+    if (image.data === image.file)
+      image.virginFrom = Math.max(image.virginFrom, host + last - first)
+    const end = offset + data.length
+    const head = await this.#old(first, offset, virgin)
+    const tail = await this.#old(end, last, virgin)
+    if (head === undefined && tail === undefined)
+      return this.#put(host + (offset - first), data)
+    if (last - first <= MERGE_BYTES) {
+      const whole = new Uint8Array(last - first)
+      if (head !== undefined) whole.set(head)
+      whole.set(data, offset - first)
+      if (tail !== undefined) whole.set(tail, end - first)
+      return this.#put(host, whole)
+    }
+    if (head !== undefined) await this.#put(host, head)
+    await this.#put(host + (offset - first), data)
+    if (tail !== undefined) await this.#put(host + (end - first), tail)
+  }
+
+  async #put(host: number, bytes: Uint8Array): Promise<void> {
+    const pending = this.#writeData(host, bytes)
+    if (pending !== undefined) await pending
+  }
+
+  /** Old guest bytes that must be copied; undefined when the fresh place reads the same by itself. */
+  async #old(from: number, to: number, virgin: boolean): Promise<Uint8Array | undefined> {
+    if (from === to) return undefined
+    const end = Math.min(to, this.#image.header.size)
+    const bytes = Math.max(0, end - from)
+    if (virgin && this.#readsZero(from, bytes)) return undefined
+    const old = new Uint8Array(to - from)
+    if (bytes > 0) {
+      raiseDebugEvent(this.#image.file, 'cow_read')
+      const pending = this.#reader.read(from, old.subarray(0, bytes))
+      if (pending !== undefined) await pending
+    }
+    return old
+  }
+
+  #readsZero(offset: number, bytes: number): boolean {
+    for (let done = 0; done < bytes; done += this.#mapping.bytes) {
+      if (!this.#mapping.lookup(offset + done, bytes - done)) return false
+      const { kind } = this.#mapping
+      if (kind === KIND.NORMAL || kind === KIND.COMPRESSED) return false
+      if (kind === KIND.UNALLOCATED && !this.#reader.backingIsZero(offset + done)) return false
+    }
+    return true
+  }
+
+  /** Lets the entries of [first, last) point at `host` and gives up what they pointed at. */
+  async #point(first: number, last: number, host: number): Promise<void> {
+    const { clusterBytes } = this.#image.geometry
+    for (let at = first; at < last; ) {
+      const table = this.#mapping.writable(at)
+      if (table === undefined) {
+        await this.#mapping.makeWritable(at)
+        continue
+      }
+      const { hi, lo } = this.#mapping.entry(table, at)
+      const place = host + (at - first)
+      const newHi = (COPIED_HI | hiOf(place)) >>> 0
+      this.#mapping.store(table, at, newHi, loOf(place), 0, ALL_BITS)
+      if (offsetOf(hi, lo) !== place || (hi & COMPRESSED_HI) !== 0) this.#mapping.release(hi, lo)
+      at += clusterBytes
+    }
+  }
+
+  /**
+   * Makes whole clusters read as zeroes; `unmap` gives their host clusters up.
+   * Errors: ENOTSUP where the format cannot say so.
+   */
+  zero(offset: number, bytes: number, unmap: boolean): Promise<void> {
+    const { header } = this.#image
+    if (header.autoclear & AUTOCLEAR.RAW_DATA) throw ioError('ENOTSUP', { offset, bytes })
+    if (header.version < 3 && !this.#reader.backingIsZero(offset))
+      throw ioError('ENOTSUP', { offset, bytes })
+    return this.#eachCluster(offset, bytes, (at) => this.#zeroCluster(at, unmap))
+  }
+
+  /** Gives whole clusters up: they read as zeroes, or (`full`) show the backing image again. */
+  discard(offset: number, bytes: number, full: boolean): Promise<void> {
+    const { header } = this.#image
+    const raw = (header.autoclear & AUTOCLEAR.RAW_DATA) !== 0
+    const shows = header.version < 3 && !full && !this.#reader.backingIsZero(offset)
+    if (raw || shows) return Promise.resolve()
+    return this.#eachCluster(offset, bytes, (at) => this.#discardCluster(at, full))
+  }
+
+  /** Runs a step for each cluster that is not plainly empty, with its table ready for a change. */
+  #eachCluster(offset: number, bytes: number, step: (at: number) => void): Promise<void> {
+    const { clusterBytes } = this.#image.geometry
+    return this.#numbered(async () => {
+      if (this.#image.lazy) await this.#image.markDirty()
+      for (let at = offset; at < offset + bytes; ) {
+        this.#image.checkAlive()
+        const claim = this.#conflict(at, at + clusterBytes)
+        if (claim !== undefined) {
+          await claim.ended
+          continue
+        }
+        if (!this.#mapping.lookup(at, offset + bytes - at)) {
+          await this.#mapping.load(at)
+          continue
+        }
+        if (this.#empty(at)) {
+          at += this.#emptyBytes(at, offset + bytes)
+          continue
+        }
+        if (this.#mapping.writable(at) === undefined) await this.#mapping.makeWritable(at)
+        else {
+          step(at)
+          at += clusterBytes
+        }
+      }
+    })
+  }
+
+  /** The run just looked up holds nothing and shows nothing. */
+  #empty(at: number): boolean {
+    return this.#mapping.kind === KIND.UNALLOCATED && this.#reader.backingIsZero(at)
+  }
+
+  #emptyBytes(at: number, end: number): number {
+    const { clusterBytes } = this.#image.geometry
+    const whole = this.#mapping.bytes - (this.#mapping.bytes % clusterBytes)
+    return at + this.#mapping.bytes >= end ? end - at : Math.max(whole, clusterBytes)
+  }
+
+  #zeroCluster(at: number, unmap: boolean): void {
+    const table = this.#mapping.writable(at)
+    if (table === undefined) return
+    const { hi, lo } = this.#mapping.entry(table, at)
+    const { extended } = this.#image.geometry
+    const mine = (hi & COPIED_HI) !== 0 && (hi & COMPRESSED_HI) === 0
+    if (mine && !unmap) {
+      const kept = extended ? lo : lo | ZERO_LO
+      if (this.#image.header.version >= 3) {
+        this.#mapping.store(table, at, hi, kept, ALL_BITS, 0)
+        return
+      }
+    }
+    this.#setEmpty(at, false)
+  }
+
+  #discardCluster(at: number, full: boolean): void {
+    const { kind } = this.#mapping
+    // Giving up what holds nothing would hide the backing image.
+    if (!full && kind === KIND.UNALLOCATED && !this.#image.geometry.extended) return
+    this.#setEmpty(at, full)
+  }
+
+  #setEmpty(at: number, full: boolean): void {
+    const table = this.#mapping.writable(at)
+    if (table === undefined) return
+    const { extended } = this.#image.geometry
+    const { hi, lo } = this.#mapping.entry(table, at)
+    const zero = !full && this.#image.header.version >= 3
+    if (full && !extended && hi === 0 && lo === 0) return
+    this.#mapping.store(table, at, 0, zero && !extended ? ZERO_LO : 0, zero ? ALL_BITS : 0, 0)
+    this.#mapping.release(hi, lo)
+  }
+
+  /** Stores whole clusters compressed; what does not shrink is stored as it is. */
+  writeCompressed(offset: number, buf: Uint8Array): Promise<void> {
+    const { clusterBytes } = this.#image.geometry
+    return this.#numbered(async () => {
+      if (this.#image.lazy) await this.#image.markDirty()
+      for (let done = 0; done < buf.length; done += clusterBytes)
+        await this.#packCluster(offset + done, buf.subarray(done, done + clusterBytes))
+    })
+  }
+
+  async #packCluster(offset: number, buf: Uint8Array): Promise<void> {
+    const { clusterBytes } = this.#image.geometry
+    const cluster = new Uint8Array(clusterBytes)
+    cluster.set(buf)
+    const packed = deflateRawSync(cluster, { windowBits: 12, level: 6 })
+    if (packed.length >= clusterBytes || this.#image.data !== this.#image.file) {
+      await this.#writeSlow(offset, buf)
+      return
+    }
+    for (;;) {
+      const claim = this.#conflict(offset, offset + clusterBytes)
+      if (claim === undefined) break
+      await claim.ended
+    }
+    const release = this.#claim(offset, offset + clusterBytes)
+    try {
+      const host = await this.#packedPlace(packed.length)
+      await this.#put(host, packed)
+      this.#image.virginFrom = Math.max(this.#image.virginFrom, host + clusterBytes)
+      for (;;) {
+        const table = this.#mapping.writable(offset)
+        if (table !== undefined) break
+        await this.#mapping.makeWritable(offset)
+      }
+      this.#pointPacked(offset, host, packed.length)
+    } finally {
+      release()
+    }
+  }
+
+  /** Room behind the last compressed cluster, or in a new host cluster. */
+  async #packedPlace(bytes: number): Promise<number> {
+    const image = this.#image
+    const { clusterBytes } = image.geometry
+    const end = this.#packedEnd
+    if (end > 0 && (end % clusterBytes) + bytes <= clusterBytes && end % clusterBytes !== 0) {
+      const place = end
+      this.#packedEnd = place + bytes
+      await image.refcounts.change(Math.floor(place / clusterBytes), 1, 1)
+      return place
+    }
+    const cluster = await image.refcounts.allocate(1)
+    this.#packedEnd = cluster * clusterBytes + bytes
+    return cluster * clusterBytes
+  }
+
+  #pointPacked(offset: number, host: number, bytes: number): void {
+    const table = this.#mapping.writable(offset)
+    if (table === undefined) return
+    const sectors = BigInt(Math.floor(((host % 512) + bytes - 1) / 512))
+    const shift = BigInt(62 - (this.#image.geometry.clusterBits - 8))
+    const entry = (1n << 62n) | (sectors << shift) | BigInt(host)
+    const { hi, lo } = this.#mapping.entry(table, offset)
+    this.#mapping.store(table, offset, Number(entry >> 32n), Number(entry & 0xffffffffn), 0, 0)
+    this.#mapping.release(hi, lo)
+  }
+
+  /** Forgets where compressed data ended: those clusters are gone. */
+  forgetPlaces(): void {
+    this.#packedEnd = 0
+  }
+}

@@ -1,0 +1,196 @@
+/**
+ * Active commit: folds an overlay down into the image below it and moves its users there.
+ *
+ * Invariants:
+ * - Until the users move, the view from above is that of the overlay; afterwards it is the base,
+ *   with the same content.
+ * - A failed commit can be started again: what is allocated above the base is copied once more.
+ */
+import { BlockBackend } from '../block/backend.ts'
+import { PERM } from '../block/driver.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import { chainContains } from '../block/replace.ts'
+import { isAllocatedAbove } from '../block/status.ts'
+import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import { BlockError } from '../util/errors.ts'
+import { JobEdges } from './host.ts'
+import type { Job } from './job.ts'
+import { MirrorDriver } from './mirror.ts'
+import type { OnError } from './policy.ts'
+import type { WorkerPool } from './pool.ts'
+import type { JobRegistry } from './registry.ts'
+
+/** Bounds of the granularity in bytes: a cluster of the target, within these. */
+const GRANULARITY_MIN = 4096
+const GRANULARITY_MAX = 65536
+
+/** An active commit. */
+export interface CommitOptions {
+  /** Id of the job; absent for an internal one. */
+  readonly jobId?: string | undefined
+  /** Invisible and silent. */
+  readonly internal?: boolean | undefined
+  /** The overlay that is in use. */
+  readonly top: BlockNode
+  /** The image that everything above it is written into. */
+  readonly base: BlockNode
+  /** Complete without being asked; default false. */
+  readonly autoComplete?: boolean | undefined
+  /** Bytes a second; 0 = unlimited, the default. */
+  readonly speed?: number | undefined
+  /** Name of the filter that sits over `top` meanwhile. */
+  readonly filterNodeName?: string | undefined
+  /** What to do about an I/O error; default `report`. */
+  readonly onError?: OnError | undefined
+  /** See `JobOptions`. */
+  readonly autoFinalize?: boolean | undefined
+  /** See `JobOptions`. */
+  readonly autoDismiss?: boolean | undefined
+  /** Called once with the result, before the job is concluded. */
+  readonly onDone?: ((error: BlockError | undefined) => void | Promise<void>) | undefined
+}
+
+/** The size of a dirty region for a target, in bytes. */
+export function mirrorGranularity(target: BlockNode): number {
+  const cluster = target.driver?.limits.clusterSize ?? 0
+  const wanted = cluster === 0 ? GRANULARITY_MAX : cluster
+  return Math.min(GRANULARITY_MAX, Math.max(GRANULARITY_MIN, wanted))
+}
+
+/** Creates and starts an active commit. Nothing stays changed when it throws. */
+export async function startCommit(
+  graph: BlockGraph,
+  registry: JobRegistry,
+  pool: WorkerPool,
+  options: CommitOptions,
+): Promise<Job> {
+  const { top, base } = options
+  registry.checkId(options.jobId, options.internal ?? false)
+  if (top === base) throw new BlockError('EINVAL', "Can't mirror node into itself")
+  if (!chainContains(top, base)) {
+    throw new BlockError('EINVAL', `'${base.name}' is not in this backing file chain`)
+  }
+  if (base.length() < top.length()) {
+    throw new BlockError('EINVAL', `The base '${base.name}' is shorter than '${top.name}'`)
+  }
+  const wasReadOnly = base.readOnly
+  await graph.setReadOnly(base, false)
+  const undo: (() => Promise<void>)[] = [() => graph.setReadOnly(base, wasReadOnly)]
+  try {
+    return await build(graph, registry, pool, options, wasReadOnly, undo)
+  } catch (thrown) {
+    for (const step of undo.reverse()) await step()
+    throw thrown
+  }
+}
+
+async function build(
+  graph: BlockGraph,
+  registry: JobRegistry,
+  pool: WorkerPool,
+  options: CommitOptions,
+  wasReadOnly: boolean,
+  undo: (() => Promise<void>)[],
+): Promise<Job> {
+  const { top, base } = options
+  const name = options.filterNodeName
+  const filter = await graph.insertFilter(
+    {
+      driver: 'commit-filter',
+      file: top.name,
+      'read-only': top.readOnly,
+      ...(name === undefined ? {} : { 'node-name': name }),
+    },
+    top,
+  )
+  undo.push(() => graph.removeFilter(filter))
+  const source = await openBackend(graph, top, PERM.CONSISTENT_READ)
+  undo.push(() => source.close())
+  const target = await openBackend(graph, base, PERM.WRITE)
+  undo.push(() => target.close())
+  const dirty = DirtyBitmap.create(top.length(), mirrorGranularity(base))
+  const driver = new MirrorDriver({
+    type: 'commit',
+    graph,
+    pool,
+    filter,
+    top,
+    base,
+    source,
+    target,
+    dirty,
+    scan: (job) => scanAllocated(graph, job, top, base, dirty),
+    autoComplete: options.autoComplete ?? false,
+    pivotTo: base,
+    onSourceError: options.onError ?? 'report',
+    onTargetError: options.onError ?? 'report',
+    restore: async (pivoted) => {
+      if (!pivoted) await graph.setReadOnly(base, wasReadOnly)
+    },
+  })
+  undo.push(async () => driver.release())
+  const job = registry.create({
+    id: options.jobId,
+    internal: options.internal,
+    driver,
+    autoFinalize: options.autoFinalize,
+    autoDismiss: options.autoDismiss,
+    speed: options.speed,
+    onDone: options.onDone,
+  })
+  // From here on the job itself takes everything back when it ends.
+  undo.length = 0
+  await launch(graph, job, driver, [
+    [filter, 'main node'],
+    [top, 'source'],
+    [base, 'target'],
+  ])
+  return job
+}
+
+/** Ties a job to its nodes and starts it; a job that cannot be tied is ended. */
+export async function launch(
+  graph: BlockGraph,
+  job: Job,
+  driver: MirrorDriver,
+  nodes: readonly (readonly [BlockNode, string])[],
+): Promise<void> {
+  const edges = new JobEdges(graph, job, () => driver.drainedPoll())
+  driver.adopt(job, edges)
+  try {
+    for (const [node, name] of nodes) await edges.add(node, name)
+  } catch (thrown) {
+    await job.cancelSync()
+    throw thrown
+  }
+  job.start()
+}
+
+/** A backend of a job: never queued, since a drain waits for the job instead. */
+export function openBackend(
+  graph: BlockGraph,
+  node: BlockNode,
+  perm: number,
+): Promise<BlockBackend> {
+  return BlockBackend.create(graph, node, { perm, shared: PERM.ALL, disableQueuing: true })
+}
+
+/** Marks everything that a layer above `base` holds. */
+async function scanAllocated(
+  graph: BlockGraph,
+  job: Job,
+  top: BlockNode,
+  base: BlockNode,
+  dirty: DirtyBitmap,
+): Promise<void> {
+  const length = top.length()
+  for (let at = 0; at < length && !job.forceCancelled; ) {
+    const rest = job.pausePoint() ?? graph.ctx.breathe()
+    if (rest !== undefined) await rest
+    const answer = isAllocatedAbove(top, base, at, length - at)
+    const run = answer instanceof Promise ? await answer : answer
+    if (run.allocated) dirty.setRange(at, run.bytes)
+    at += run.bytes
+  }
+}

@@ -1,0 +1,215 @@
+/**
+ * Copying a disk that is in use onto another until both are equal: the driver behind commit and
+ * mirror jobs.
+ *
+ * Invariants:
+ * - A guest's write makes its range dirty after it ended, so nothing written is ever missed.
+ * - The last copy runs while the source is drained; only then are the disks equal, and only then
+ *   does anybody move. It is small: the body copied until little was left or nothing more was won.
+ * - A failure leaves the view above the filter as it was; what the target got stays there.
+ */
+import type { BlockBackend } from '../block/backend.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import { asBlockError, BlockError, fromRecord, ioError } from '../util/errors.ts'
+import { WorkerBody } from './body.ts'
+import type { CopyGoal, CopyOutcome } from './copier.ts'
+import { describeDisks } from './describe.ts'
+import type { JobEdges } from './host.ts'
+import type { Job, JobDriver, JobType } from './job.ts'
+import type { OnError } from './policy.ts'
+import type { WorkerPool } from './pool.ts'
+
+/** What is left for the drained end may be this much: a few milliseconds of copying. */
+const LAST_COPY_BYTES = 4 * 1024 * 1024
+/** A guest that outruns this many passes is held while the rest is copied. */
+const MOST_PASSES = 4
+
+/** What a mirror works on. */
+export interface MirrorPlan {
+  readonly type: JobType
+  readonly graph: BlockGraph
+  readonly pool: WorkerPool
+  /** Sits over `top` while the job lives; the caller's reference passes to the job. */
+  readonly filter: BlockNode
+  /** The disk that is copied. */
+  readonly top: BlockNode
+  /** Layers from here down need no copy; undefined = the whole chain is copied. */
+  readonly base: BlockNode | undefined
+  /** Reads `top`; closed by the job. */
+  readonly source: BlockBackend
+  /** Writes the target; closed by the job. */
+  readonly target: BlockBackend
+  /** What has to be copied; filled by `scan`. */
+  readonly dirty: DirtyBitmap
+  /** Marks what is to be copied at first. */
+  readonly scan: (job: Job) => Promise<void>
+  /** Complete as soon as the copy is complete. */
+  readonly autoComplete: boolean
+  /** Move the users of the filter onto this node at the end; undefined = nobody moves. */
+  readonly pivotTo: BlockNode | undefined
+  readonly onSourceError: OnError
+  readonly onTargetError: OnError
+  /** Called last, with whether the users moved. */
+  readonly restore: (pivoted: boolean) => Promise<void>
+}
+
+/** The work of a mirror or commit job. */
+export class MirrorDriver implements JobDriver {
+  readonly type: JobType
+  readonly #plan: MirrorPlan
+  readonly #mark: (offset: number, bytes: number) => void
+  #job: Job | undefined
+  #edges: JobEdges | undefined
+  #body: WorkerBody | undefined
+  #completing: boolean
+  #copyingDrained = false
+  #held = false
+  #pivoted = false
+
+  constructor(plan: MirrorPlan) {
+    this.#plan = plan
+    this.type = plan.type
+    this.#completing = plan.autoComplete
+    this.#mark = (offset, bytes) => {
+      plan.dirty.setRange(offset, bytes)
+      if (this.#job?.ready === true) this.#job.kick()
+    }
+    plan.top.writeListeners.add(this.#mark)
+  }
+
+  /** Ties the job to its nodes; called once, before the start. */
+  adopt(job: Job, edges: JobEdges): void {
+    this.#job = job
+    this.#edges = edges
+    job.progressSource = () => this.#progress(job)
+  }
+
+  /** Stops noting writes; for a job that was never created. */
+  release(): void {
+    this.#plan.top.writeListeners.delete(this.#mark)
+  }
+
+  /** The thread's handle, for tests and for statistics. */
+  get body(): WorkerBody | undefined {
+    return this.#body
+  }
+
+  async run(job: Job): Promise<void> {
+    const plan = this.#plan
+    await plan.scan(job)
+    if (job.forceCancelled) return
+    this.#body = await this.#startBody(job)
+    const goal: CopyGoal = this.#completing
+      ? { remaining: LAST_COPY_BYTES, passes: MOST_PASSES }
+      : { remaining: 0, passes: 0 }
+    await this.#copy(job, goal)
+    if (job.forceCancelled) return
+    await plan.target.flush()
+    job.becomeReady()
+    while (!this.#mayEnd(job)) {
+      if (plan.dirty.count > 0) await this.#copy(job, { remaining: 0, passes: MOST_PASSES })
+      else await job.waitKick()
+    }
+    if (job.forceCancelled) return
+    await this.#copy(job, { remaining: LAST_COPY_BYTES, passes: MOST_PASSES })
+  }
+
+  complete(): void {
+    this.#completing = true
+  }
+
+  cancelIsHard(job: Job, force: boolean): boolean {
+    return force || !job.ready
+  }
+
+  /** Whether the drained end of the copy runs, which another drain has to wait for. */
+  drainedPoll(): boolean {
+    return this.#copyingDrained
+  }
+
+  async prepare(): Promise<void> {
+    const { graph, filter, target, pivotTo } = this.#plan
+    await graph.drainedBegin(filter)
+    this.#held = true
+    await this.#lastCopy()
+    await target.flush()
+    if (!this.#completing || pivotTo === undefined) return
+    try {
+      await graph.replace(filter, pivotTo)
+    } catch (thrown) {
+      const { message } = asBlockError(thrown)
+      throw new BlockError('EPERM', message, { op: 'pivot', node: filter.name }, thrown)
+    }
+    this.#pivoted = true
+  }
+
+  async clean(): Promise<void> {
+    const { graph, filter, top, source, target } = this.#plan
+    await this.#body?.finish()
+    top.writeListeners.delete(this.#mark)
+    this.#edges?.detachAll()
+    await source.close()
+    await target.close()
+    if (this.#pivoted) graph.unref(filter)
+    else await graph.removeFilter(filter)
+    if (this.#held) graph.drainedEnd(filter)
+    await graph.settled()
+    await this.#plan.restore(this.#pivoted)
+  }
+
+  #mayEnd(job: Job): boolean {
+    return job.forceCancelled || job.cancelRequested || this.#completing
+  }
+
+  #startBody(job: Job): Promise<WorkerBody> {
+    const { source, target, top, base, dirty, pool } = this.#plan
+    return WorkerBody.start(pool, {
+      ...describeDisks({ source, target, top, base, unit: dirty.granularity }),
+      dirty,
+      skipUnallocated: base !== undefined,
+      speed: job.speed,
+    })
+  }
+
+  async #copy(job: Job, goal: CopyGoal): Promise<void> {
+    const body = this.#body
+    if (body === undefined) throw ioError('ESHUTDOWN')
+    while (!job.forceCancelled) {
+      const outcome = await job.runBody(body, () =>
+        body.call<CopyOutcome>((api) => api.copyDirty(goal)),
+      )
+      if (outcome.kind !== 'error') return
+      const { operation } = outcome
+      const { onSourceError, onTargetError } = this.#plan
+      const policy = operation === 'read' ? onSourceError : onTargetError
+      await job.handleError(fromRecord(outcome.error), policy, operation)
+    }
+  }
+
+  /** Copies what is left while the source is held; nothing can become dirty any more. */
+  async #lastCopy(): Promise<void> {
+    const body = this.#body
+    if (body === undefined) throw ioError('ESHUTDOWN')
+    this.#copyingDrained = true
+    try {
+      // A pause or a speed of the user's does not hold a guest that is being held.
+      body.words.paused = false
+      body.setSpeed(0)
+      const goal: CopyGoal = { remaining: 0, passes: 0 }
+      const outcome = await body.call<CopyOutcome>((api) => api.copyDirty(goal))
+      if (outcome.kind === 'error') throw fromRecord(outcome.error)
+      if (outcome.kind === 'cancelled') throw ioError('ECANCELED')
+    } finally {
+      this.#copyingDrained = false
+      this.#plan.graph.drains.kick()
+    }
+  }
+
+  #progress(job: Job): void {
+    const done = this.#body?.done ?? 0
+    job.current = done
+    job.total = done + Math.min(this.#plan.dirty.dirtyBytes, this.#plan.top.length())
+  }
+}

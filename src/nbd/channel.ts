@@ -1,0 +1,233 @@
+/**
+ * One live connection of a client: requests go out, replies come back, until it breaks.
+ *
+ * Invariants:
+ * - `broken` is called once, whatever the reason, and nothing is delivered after it.
+ * - Requests made in one turn leave in one write.
+ */
+import { connect, type Socket } from 'node:net'
+import type { Clock } from '../util/clock.ts'
+import { BlockError } from '../util/errors.ts'
+import { checkSocketPath, connectError, type NbdAddress, portOf } from './address.ts'
+import type { BufferPool } from './buffer-pool.ts'
+import { enterExport, HandshakeReader, type RemoteExport } from './client-handshake.ts'
+import { putRequest } from './codec.ts'
+import { NBD_CMD, NBD_REQUEST_BYTES } from './constants.ts'
+import { Output } from './output.ts'
+import { type AwaitedReply, type ReplyHost, ReplyParser } from './reply-parser.ts'
+
+const KEEP_ALIVE_MS = 15_000
+/** A payload up to this is copied behind its header; a longer one is sent from where it is. */
+const COPIED_PAYLOAD = 16 << 10
+const CLOSE_MS = 1000
+
+/** A socket that is connected. Errors: `Failed to connect to '…': …`. */
+export function openSocket(
+  address: NbdAddress,
+  clock: Clock,
+  timeoutMs: number,
+  canceled: AbortSignal | undefined,
+): Promise<Socket> {
+  if (address.type === 'unix') checkSocketPath(address.path)
+  const where =
+    address.type === 'unix'
+      ? { path: address.path }
+      : { host: address.host === '' ? 'localhost' : address.host, port: portOf(address) }
+  return new Promise<Socket>((resolve, reject) => {
+    const socket = connect(where)
+    const give = (error: unknown): void => {
+      timer.cancel()
+      canceled?.removeEventListener('abort', cancel)
+      socket.destroy()
+      reject(connectError(address, error))
+    }
+    const cancel = (): void => give(new BlockError('ECANCELED', 'Operation canceled'))
+    const timer = clock.setTimer(timeoutMs, () => give(new BlockError('ETIMEDOUT', 'timed out')))
+    canceled?.addEventListener('abort', cancel)
+    socket.once('error', give)
+    socket.once('connect', () => {
+      timer.cancel()
+      canceled?.removeEventListener('abort', cancel)
+      socket.off('error', give)
+      socket.on('error', () => socket.destroy())
+      socket.setNoDelay(true)
+      socket.setKeepAlive(true, KEEP_ALIVE_MS)
+      resolve(socket)
+    })
+  })
+}
+
+/** What a handshake is bounded by. */
+export interface OpenLimits {
+  readonly clock: Clock
+  /** Longest connect, and longest handshake after it, in milliseconds. */
+  readonly timeoutMs: number
+  /** Gives the attempt up. */
+  readonly canceled?: AbortSignal
+}
+
+/** Connects and runs `talk` over the handshake; the socket is destroyed when that fails. */
+export async function withHandshake<T>(
+  address: NbdAddress,
+  limits: OpenLimits,
+  talk: (socket: Socket, reader: HandshakeReader) => Promise<T>,
+): Promise<{ socket: Socket; rest: Buffer; result: T }> {
+  const { clock, timeoutMs, canceled } = limits
+  const socket = await openSocket(address, clock, timeoutMs, canceled)
+  const cut = (): void => void socket.destroy()
+  const timer = clock.setTimer(timeoutMs, cut)
+  canceled?.addEventListener('abort', cut)
+  try {
+    const reader = new HandshakeReader(socket)
+    if (canceled?.aborted === true) cut()
+    const result = await talk(socket, reader)
+    return { socket, rest: reader.release(), result }
+  } catch (error) {
+    socket.destroySoon()
+    throw error
+  } finally {
+    timer.cancel()
+    canceled?.removeEventListener('abort', cut)
+  }
+}
+
+/** What a channel tells its client. */
+export interface ChannelHost {
+  /** A request got its reply. */
+  completed(request: AwaitedReply): void
+  /** The connection is gone. */
+  broken(channel: Channel, error: BlockError): void
+}
+
+/** A connection in its transmission phase. */
+export class Channel implements ReplyHost {
+  /** What the server said. */
+  readonly remote: RemoteExport
+  /** Structured replies were negotiated. */
+  readonly structured: boolean
+  /** Number of the `base:allocation` context. */
+  readonly allocationContext: number | undefined
+  readonly #socket: Socket
+  readonly #host: ChannelHost
+  readonly #out: Output
+  readonly #parser: ReplyParser
+  readonly #clock: Clock
+  readonly #awaited = new Map<number, AwaitedReply>()
+  #cookie = 0
+  #broken = false
+
+  private constructor(
+    socket: Socket,
+    remote: RemoteExport,
+    host: ChannelHost,
+    clock: Clock,
+    pool: BufferPool,
+  ) {
+    this.#socket = socket
+    this.#host = host
+    this.#clock = clock
+    this.remote = remote
+    this.structured = remote.structured
+    this.allocationContext = remote.allocationContext
+    this.#out = new Output(socket, pool)
+    this.#parser = new ReplyParser(this)
+    socket.on('data', (bytes: Buffer) => this.#feed(bytes))
+    socket.on('close', () => this.#break(new BlockError('ECONNRESET', 'Connection closed')))
+    socket.on('end', () => this.#break(new BlockError('ECONNRESET', 'Connection closed by peer')))
+  }
+
+  /** Connects and enters an export; nothing is delivered before `start`. */
+  static async open(
+    address: NbdAddress,
+    name: string,
+    limits: OpenLimits,
+    host: ChannelHost,
+    pool: BufferPool,
+  ): Promise<Channel> {
+    const { socket, rest, result } = await withHandshake(address, limits, (s, reader) =>
+      enterExport(s, reader, name),
+    )
+    if (rest.length > 0) socket.unshift(rest)
+    return new Channel(socket, result, host, limits.clock, pool)
+  }
+
+  /** Lets replies flow. */
+  start(): void {
+    this.#socket.resume()
+  }
+
+  /** Requests that wait for their reply. */
+  get inFlight(): number {
+    return this.#awaited.size
+  }
+
+  /** Every request that waits, oldest first. */
+  waiting(): AwaitedReply[] {
+    return [...this.#awaited.values()]
+  }
+
+  /** Sends a request; a WRITE's data is its `buf`. */
+  send(request: AwaitedReply, flags: number): void {
+    const { type, offset, length, buf } = request
+    do this.#cookie = (this.#cookie + 1) >>> 0
+    while (this.#awaited.has(this.#cookie))
+    this.#awaited.set(this.#cookie, request)
+    const payload = type === NBD_CMD.WRITE ? buf : undefined
+    const copied = payload !== undefined && payload.length <= COPIED_PAYLOAD ? payload.length : 0
+    const view = this.#out.reserve(NBD_REQUEST_BYTES + copied)
+    putRequest(view, 0, type, flags, this.#cookie, offset, length)
+    if (payload !== undefined && copied > 0) view.set(payload, NBD_REQUEST_BYTES)
+    this.#out.commit(view)
+    if (payload !== undefined && copied === 0) this.#out.append(payload)
+    this.#out.flushSoon()
+  }
+
+  /** The running request with that cookie. */
+  awaited(cookie: number): AwaitedReply | undefined {
+    return this.#awaited.get(cookie)
+  }
+
+  /** A request got its last reply. */
+  finished(cookie: number, request: AwaitedReply): void {
+    this.#awaited.delete(cookie)
+    this.#host.completed(request)
+  }
+
+  /** Drops the connection without a word; `broken` follows at once. */
+  cut(error: BlockError): void {
+    this.#socket.destroy()
+    this.#break(error)
+  }
+
+  /** Says goodbye and closes; `broken` is not called any more. */
+  async close(): Promise<void> {
+    this.#broken = true
+    if (this.#socket.destroyed) return
+    const closed = new Promise<void>((resolve) => this.#socket.once('close', () => resolve()))
+    const bye = this.#out.reserve(NBD_REQUEST_BYTES)
+    putRequest(bye, 0, NBD_CMD.DISC, 0, 0, 0, 0)
+    this.#out.commit(bye)
+    this.#out.flush()
+    this.#socket.destroySoon()
+    const timer = this.#clock.setTimer(CLOSE_MS, () => this.#socket.destroy())
+    await closed
+    timer.cancel()
+  }
+
+  #feed(bytes: Buffer): void {
+    if (this.#broken) return
+    try {
+      this.#parser.feed(bytes)
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error
+      this.cut(error)
+    }
+  }
+
+  #break(error: BlockError): void {
+    if (this.#broken) return
+    this.#broken = true
+    this.#socket.destroy()
+    this.#host.broken(this, error)
+  }
+}

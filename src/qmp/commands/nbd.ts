@@ -1,0 +1,137 @@
+/**
+ * Commands about the NBD server and its exports.
+ *
+ * Invariants:
+ * - `nbd-server-add NAME` makes an export whose id is its name.
+ * - An export is gone, and `BLOCK_EXPORT_DELETED` sent, before the command that removed it answers.
+ */
+import type { BlockGraph } from '../../block/graph.ts'
+import { assert, BlockError } from '../../util/errors.ts'
+import { socketAddressLegacy } from '../blockdev-schema.ts'
+import {
+  type CommandTable,
+  command,
+  flagOf,
+  listOf,
+  optionalNumber,
+  optionalText,
+  refuse,
+  textOf,
+} from '../command.ts'
+import { isObject, type JsonObject } from '../json.ts'
+import { alternate, bool, list, oneOf, type Schema, str, struct, uint32, union } from '../schema.ts'
+import type { ExportService, ServerAddress } from '../services.ts'
+
+const bitmapRef = alternate('BlockDirtyBitmapOrStr', struct({ node: str, name: str }), str)
+const mode: Schema = oneOf('safe', 'hard')
+
+/** Members of `block-export-add`, by type of export. */
+const exportAdd = union(
+  'type',
+  {
+    type: oneOf('nbd', 'vhost-user-blk', 'fuse', 'vduse-blk'),
+    id: str,
+    'fixed-iothread?': bool,
+    'iothread?': str,
+    'node-name': str,
+    'writable?': bool,
+    'writethrough?': bool,
+  },
+  {
+    nbd: { 'name?': str, 'description?': str, 'bitmaps?': list(bitmapRef), 'allocation-depth?': bool },
+  },
+)
+
+/** The commands about exports. */
+export function nbdCommands(graph: BlockGraph, exports: ExportService): CommandTable {
+  return {
+    'nbd-server-start': command(
+      { addr: socketAddressLegacy, 'tls-creds?': str, 'tls-authz?': str, 'max-connections?': uint32 },
+      (args) => {
+        const creds = optionalText(args, 'tls-creds')
+        if (creds !== undefined) refuse(`No TLS credentials with id '${creds}'`)
+        return exports.startServer(serverAddress(args), optionalNumber(args, 'max-connections'))
+      },
+    ),
+    'nbd-server-add': command(
+      { 'name?': str, 'description?': str, device: str, 'writable?': bool, 'bitmap?': str },
+      (args) => serverAdd(graph, exports, args),
+    ),
+    'nbd-server-remove': command({ name: str, 'mode?': mode }, (args) =>
+      exports.remove(textOf(args, 'name'), modeOf(args)),
+    ),
+    'nbd-server-stop': command({}, () => exports.stopServer()),
+    'block-export-add': command(exportAdd, (args) => exportAddCommand(exports, args)),
+    'block-export-del': command({ id: str, 'mode?': mode }, (args) =>
+      exports.remove(textOf(args, 'id'), modeOf(args)),
+    ),
+    'query-block-exports': command({}, () => exports.list().map((info) => ({ ...info }))),
+  }
+}
+
+function modeOf(args: JsonObject): 'safe' | 'hard' {
+  return optionalText(args, 'mode') === 'hard' ? 'hard' : 'safe'
+}
+
+function serverAddress(args: JsonObject): ServerAddress {
+  const { addr } = args
+  if (!isObject(addr) || !isObject(addr['data'])) refuse("Parameter 'addr.data' is missing")
+  const data = addr['data']
+  switch (textOf(addr, 'type')) {
+    case 'unix':
+      return { type: 'unix', path: textOf(data, 'path') }
+    case 'inet':
+      return inetAddress(textOf(data, 'host'), textOf(data, 'port'), optionalNumber(data, 'to'))
+    case 'fd':
+      return refuse('only QEMU supports file descriptor passing')
+    default:
+      return refuse('socket type vsock is not supported')
+  }
+}
+
+function inetAddress(host: string, portText: string, to: number | undefined): ServerAddress {
+  const port = /^[0-9]+$/.test(portText) ? Number(portText) : 65536
+  if (port > 65535) {
+    refuse(`address resolution failed for ${host}:${portText}: Servname not supported for ai_socktype`)
+  }
+  return to === undefined ? { type: 'inet', host, port } : { type: 'inet', host, port, to }
+}
+
+async function serverAdd(graph: BlockGraph, exports: ExportService, args: JsonObject): Promise<void> {
+  const device = textOf(args, 'device')
+  const name = optionalText(args, 'name') ?? device
+  const bitmap = optionalText(args, 'bitmap')
+  await exports.add({
+    id: name,
+    nodeName: device,
+    name,
+    description: optionalText(args, 'description'),
+    writable: flagOf(args, 'writable') && graph.find(device)?.readOnly !== true,
+    bitmaps: bitmap === undefined ? [] : [{ node: device, name: bitmap }],
+    device,
+  })
+}
+
+async function exportAddCommand(exports: ExportService, args: JsonObject): Promise<void> {
+  const type = textOf(args, 'type')
+  if (type !== 'nbd') throw new BlockError('ENOTSUP', `No driver found for export type ${type}`)
+  const iothread = optionalText(args, 'iothread')
+  if (iothread !== undefined) refuse(`iothread "${iothread}" not found`)
+  const nodeName = textOf(args, 'node-name')
+  await exports.add({
+    id: textOf(args, 'id'),
+    nodeName,
+    name: optionalText(args, 'name'),
+    description: optionalText(args, 'description'),
+    writable: flagOf(args, 'writable'),
+    writethrough: flagOf(args, 'writethrough'),
+    allocationDepth: flagOf(args, 'allocation-depth'),
+    bitmaps: listOf(args, 'bitmaps').map((bitmap) => bitmapName(nodeName, bitmap)),
+  })
+}
+
+function bitmapName(node: string, bitmap: unknown): { readonly node: string; readonly name: string } {
+  if (typeof bitmap === 'string') return { node, name: bitmap }
+  assert(isObject(bitmap), 'the schema demands a name or an object')
+  return { node: textOf(bitmap, 'node'), name: textOf(bitmap, 'name') }
+}

@@ -1,0 +1,82 @@
+/**
+ * `object-add`, `object-del`, `qom-list`, `qom-get`, `qom-set`.
+ *
+ * Invariants:
+ * - Kinds of objects that have no meaning for disks are checked by name only and remembered.
+ */
+import { type CommandTable, command, textOf } from '../command.ts'
+import { isObject, type JsonObject } from '../json.ts'
+import type { ObjectStore } from '../objects.ts'
+import { any, bool, int, type Members, oneOf, str, struct, union } from '../schema.ts'
+
+const kinds = ['iops-total', 'iops-read', 'iops-write', 'bps-total', 'bps-read', 'bps-write']
+
+/** Limits of a throttle group. */
+export const throttleLimits: Members = Object.fromEntries([
+  ...kinds.flatMap((kind) => [
+    [`${kind}?`, int],
+    [`${kind}-max?`, int],
+    [`${kind}-max-length?`, int],
+  ]),
+  ['iops-size?', int],
+])
+
+/** Kinds with members that are checked. */
+const VARIANTS: Readonly<Record<string, Members>> = {
+  'throttle-group': { 'limits?': struct(throttleLimits) },
+  iothread: {
+    'aio-max-batch?': int,
+    'thread-pool-min?': int,
+    'thread-pool-max?': int,
+    'poll-max-ns?': int,
+    'poll-grow?': int,
+    'poll-shrink?': int,
+  },
+  secret: {
+    'loaded?': bool,
+    'format?': oneOf('raw', 'base64'),
+    'keyid?': str,
+    'iv?': str,
+    'data?': str,
+    'file?': str,
+  },
+}
+
+/** Kinds that replication scripts make around a disk and that concern only networks. */
+export const RECORDED_KINDS: readonly string[] = [
+  ...['filter-mirror', 'filter-redirector', 'filter-rewriter', 'filter-drop', 'colo-compare'],
+  ...['authz-list', 'authz-simple'],
+]
+
+// Older scripts put the options of a kind into `props`.
+const withProps = Object.fromEntries(
+  Object.entries(VARIANTS).map(([kind, members]) => [kind, { ...members, 'props?': struct(members) }]),
+)
+
+const objectAdd = union(
+  'qom-type',
+  { 'qom-type': oneOf(...Object.keys(VARIANTS), ...RECORDED_KINDS), id: str },
+  withProps,
+)
+
+/** The commands about objects. */
+export function objectCommands(objects: ObjectStore): CommandTable {
+  return {
+    'object-add': command(objectAdd, (args) => {
+      objects.add(textOf(args, 'qom-type'), textOf(args, 'id'), ownOptions(args))
+    }),
+    'object-del': command({ id: str }, (args) => objects.remove(textOf(args, 'id'))),
+    'qom-list': command({ path: str }, (args) => objects.list(textOf(args, 'path'))),
+    'qom-get': command({ path: str, property: str }, (args) =>
+      objects.get(textOf(args, 'path'), textOf(args, 'property')),
+    ),
+    'qom-set': command({ path: str, property: str, value: any }, (args) =>
+      objects.set(textOf(args, 'path'), textOf(args, 'property'), args['value'] ?? null),
+    ),
+  }
+}
+
+function ownOptions(args: JsonObject): JsonObject {
+  const { 'qom-type': _type, id: _id, props, ...rest } = args
+  return isObject(props) ? { ...props, ...rest } : rest
+}

@@ -1,0 +1,33 @@
+/**
+ * Resizing a node by command.
+ *
+ * Invariants:
+ * - The length changes only while nobody else forbids it and no request is in flight.
+ */
+import { BlockBackend } from '../../block/backend.ts'
+import { PERM } from '../../block/driver.ts'
+import type { BlockGraph } from '../../block/graph.ts'
+import type { BlockNode } from '../../block/node.ts'
+import { BlockError } from '../../util/errors.ts'
+import { refuse } from '../command.ts'
+
+/** Gives the node another length in bytes. Errors: EINVAL, ENOTSUP, EBUSY, EPERM, the driver's. */
+export async function resizeNode(graph: BlockGraph, node: BlockNode, size: number): Promise<void> {
+  if (size < 0) refuse("Parameter 'size' expects a >0 size")
+  if (size % 512 !== 0) refuse('The new size must be a multiple of 512')
+  node.blockers.check('resize', node.name)
+  const driver = node.needDriver()
+  if (driver.truncate === undefined) {
+    throw new BlockError('ENOTSUP', 'Image format driver does not support resize', { node: node.name })
+  }
+  const backend = await BlockBackend.create(graph, node, {
+    perm: PERM.RESIZE,
+    shared: PERM.ALL,
+    description: 'a resize',
+  })
+  try {
+    await graph.withDrained(node, () => driver.truncate?.(size))
+  } finally {
+    await backend.close()
+  }
+}

@@ -1,0 +1,68 @@
+/**
+ * The monitor as a whole: every command, every socket, every event.
+ *
+ * Invariants:
+ * - Each connection has a negotiation of its own; events reach every negotiated one.
+ * - A command is known by one name in one table; two families never share a name.
+ */
+import { assert } from '../util/errors.ts'
+import type { CommandTable } from './command.ts'
+import { jobCommands } from './commands/jobs.ts'
+import { nbdCommands } from './commands/nbd.ts'
+import { nodeCommands } from './commands/nodes.ts'
+import { objectCommands } from './commands/objects.ts'
+import { replicationCommands } from './commands/replication.ts'
+import { runStateCommands } from './commands/run-state.ts'
+import { sessionCommands } from './commands/session.ts'
+import { yankCommands } from './commands/yank.ts'
+import type { EventHub } from './events.ts'
+import type { MonitorServices } from './services.ts'
+import { type MonitorAddress, MonitorServer } from './socket.ts'
+
+/** Every command of a program. */
+export function allCommands(services: MonitorServices): CommandTable {
+  const { graph, jobs, exports, objects, replication, runState } = services
+  const families: CommandTable[] = [
+    sessionCommands({ names: () => Object.keys(table), quit: () => services.quit() }),
+    runStateCommands(runState),
+    nodeCommands(graph),
+    jobCommands(jobs),
+    nbdCommands(graph, exports),
+    replicationCommands(replication),
+    objectCommands(objects),
+    yankCommands(graph),
+  ]
+  const table: { [name: string]: CommandTable[string] } = {}
+  for (const family of families) {
+    for (const [name, command] of Object.entries(family)) {
+      assert(!Object.hasOwn(table, name), `command ${name} is defined once`)
+      table[name] = command
+    }
+  }
+  return table
+}
+
+/** All monitor sockets of a program. */
+export class Monitor {
+  readonly #commands: CommandTable
+  readonly #events: EventHub
+  readonly #servers: MonitorServer[] = []
+
+  constructor(services: MonitorServices, events: EventHub) {
+    this.#commands = allCommands(services)
+    this.#events = events
+  }
+
+  /** Opens one more socket. Errors: EBUSY, EEXIST, EINVAL, EACCES. */
+  async listen(address: MonitorAddress): Promise<MonitorServer> {
+    const server = new MonitorServer(this.#commands, this.#events)
+    await server.listen(address)
+    this.#servers.push(server)
+    return server
+  }
+
+  /** Closes every socket, what was sent before still arrives. */
+  async close(): Promise<void> {
+    await Promise.all(this.#servers.splice(0).map((server) => server.close()))
+  }
+}

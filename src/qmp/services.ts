@@ -1,0 +1,83 @@
+/**
+ * What monitor commands need of the program they run in.
+ *
+ * Invariants:
+ * - The monitor owns none of it: every service lives as long as the runtime, not the connection.
+ */
+import type { BlockGraph } from '../block/graph.ts'
+import type { JobRegistry } from '../job/registry.ts'
+import type { ObjectStore } from './objects.ts'
+import type { RunState } from './run-state.ts'
+
+/** A disk to be exported. */
+export interface ExportRequest {
+  /** Identity for later commands. */
+  readonly id: string
+  /** Node to export. */
+  readonly nodeName: string
+  /** Name that clients ask for; the node's when absent. */
+  readonly name?: string | undefined
+  /** Text that clients are shown. */
+  readonly description?: string | undefined
+  /** Let clients write; a read-only node is exported read-only all the same. */
+  readonly writable?: boolean | undefined
+  /** Every write is stable before it is acknowledged. */
+  readonly writethrough?: boolean | undefined
+  /** Offer the allocation depth. */
+  readonly allocationDepth?: boolean | undefined
+  /** Dirty bitmaps to offer. */
+  readonly bitmaps?: readonly { readonly node: string; readonly name: string }[] | undefined
+  /** The name by which the command called the disk, for its refusals. */
+  readonly device?: string | undefined
+}
+
+/** An export as `query-block-exports` shows it. */
+export interface ExportInfo {
+  readonly id: string
+  readonly type: 'nbd'
+  readonly 'node-name': string
+  readonly 'shutting-down': boolean
+}
+
+/** Where an NBD server listens. */
+export type ServerAddress =
+  | { readonly type: 'unix'; readonly path: string }
+  | { readonly type: 'inet'; readonly host: string; readonly port: number; readonly to?: number }
+
+/** The NBD server and what it exports. */
+export interface ExportService {
+  /** Starts to listen. Errors: EBUSY when it runs, those of the address. */
+  startServer(address: ServerAddress, maxConnections?: number): Promise<void>
+  /** Removes every export, cuts every client, stops listening. Errors: EINVAL when it does not run. */
+  stopServer(): Promise<void>
+  /** Adds an export. Errors: EINVAL, EEXIST, EPERM. */
+  add(request: ExportRequest): Promise<void>
+  /** Removes one. Errors: ENOENT; EBUSY in `safe` mode while clients are connected. */
+  remove(id: string, mode: 'safe' | 'hard'): Promise<void>
+  /** Every export, newest first. */
+  list(): ExportInfo[]
+}
+
+/** All replication nodes together. */
+export interface ReplicationControl {
+  /** Starts every one. Errors: EINVAL, EBUSY …; then none is started. */
+  startAll(mode: 'primary' | 'secondary'): Promise<void>
+  /** Moves every secondary to this point in time. */
+  checkpointAll(): Promise<void>
+  /** Ends replication; with `failover` the secondary keeps what its guest wrote. */
+  stopAll(failover: boolean): Promise<void>
+  /** Throws what replication has to complain of. */
+  getErrorAll(): void
+}
+
+/** Everything that commands reach. */
+export interface MonitorServices {
+  readonly graph: BlockGraph
+  readonly jobs: JobRegistry
+  readonly exports: ExportService
+  readonly replication: ReplicationControl
+  readonly objects: ObjectStore
+  readonly runState: RunState
+  /** Asks for an orderly end of the program; returns at once. */
+  quit(): void
+}

@@ -1,0 +1,191 @@
+/**
+ * The replication filter: what the requests of a replicated disk meet in each stage.
+ *
+ * Invariants:
+ * - Every request, and every question for the block status, goes through the stage table.
+ * - A primary never reads, so that the quorum above it always uses the local disk.
+ * - The node registers itself when it opens and leaves when it closes.
+ */
+import type { BlockChild } from '../block/child.ts'
+import {
+  type BlockDriver,
+  type BlockLimits,
+  type BlockStatus,
+  type BlockdevOptions,
+  type BlockdevRef,
+  type DriverDefinition,
+  NO_LIMITS,
+  PERM,
+  STATUS,
+} from '../block/driver.ts'
+import type { BlockNode } from '../block/node.ts'
+import { isAllocatedAbove } from '../block/status.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
+import { assert, BlockError, ioError } from '../util/errors.ts'
+import type { ReplicationMachinery } from './machinery.ts'
+import { PrimaryReplication } from './primary.ts'
+import type { Replication, ReplicationRegistry } from './registry.ts'
+import { SecondaryReplication } from './secondary.ts'
+import { IO_RULES, type IoRule } from './stage.ts'
+
+/** Options of a replication node, besides the common ones. */
+export interface ReplicationOptions extends BlockdevOptions {
+  readonly driver: 'replication'
+  /** Which side this is. */
+  readonly mode: 'primary' | 'secondary'
+  /** The node at the top of the secondary's disk; required there, forbidden on a primary. */
+  readonly 'top-id'?: string
+  /** Primary: the way to the other side. Secondary: the active disk. */
+  readonly file: BlockdevRef
+}
+
+interface CheckedOptions {
+  readonly mode: 'primary' | 'secondary'
+  readonly topId: string
+  readonly file: BlockdevRef
+}
+
+function checked(options: BlockdevOptions): CheckedOptions {
+  const { mode, file } = options
+  const topId = options['top-id']
+  if (mode === undefined) throw new BlockError('EINVAL', 'Missing the option mode')
+  if (mode !== 'primary' && mode !== 'secondary')
+    throw new BlockError('EINVAL', "The option mode's value should be primary or secondary")
+  if (mode === 'primary' && topId !== undefined)
+    throw new BlockError('EINVAL', 'The primary side does not support option top-id')
+  if (mode === 'secondary' && typeof topId !== 'string')
+    throw new BlockError('EINVAL', 'Missing the option top-id')
+  if (file === undefined || file === null)
+    throw new BlockError('EINVAL', "Parameter 'file' is missing")
+  return { mode, topId: typeof topId === 'string' ? topId : '', file: file as BlockdevRef }
+}
+
+class ReplicationDriver implements BlockDriver {
+  readonly limits: BlockLimits = NO_LIMITS
+  readonly writeFlags = 0
+  readonly zeroesFlags = 0
+  readonly replication: Replication
+  readonly #node: BlockNode
+  readonly #registry: ReplicationRegistry
+
+  constructor(node: BlockNode, replication: Replication, registry: ReplicationRegistry) {
+    this.#node = node
+    this.replication = replication
+    this.#registry = registry
+    registry.add(replication)
+  }
+
+  /** A primary's answer says nothing about the local disk: it must not carry a vote. */
+  get countsAsVote(): boolean {
+    return this.replication.mode !== 'primary'
+  }
+
+  get #file(): BlockChild {
+    const edge = this.#node.children.get('file')
+    assert(edge !== undefined, 'a replication node has a file child')
+    return edge
+  }
+
+  length(): number {
+    return this.#file.length()
+  }
+
+  #rule(op: 'read' | 'write', offset: number, bytes: number): IoRule {
+    const { mode, stage } = this.replication
+    const rule = IO_RULES[mode][stage][op]
+    if (rule === 'refuse') throw ioError('EIO', { node: this.#node.name, offset, bytes, op })
+    return rule
+  }
+
+  pread(offset: number, buf: Uint8Array): Pending {
+    this.#rule('read', offset, buf.length)
+    return this.#file.pread(offset, buf)
+  }
+
+  blockStatus(offset: number, bytes: number): BlockStatus {
+    this.#rule('read', offset, bytes)
+    return { flags: STATUS.RAW, bytes, map: offset, file: this.#file }
+  }
+
+  pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
+    return this.#write(offset, buf.length, (edge, from, bytes) =>
+      edge.pwrite(from, buf.subarray(from - offset, from - offset + bytes), flags),
+    )
+  }
+
+  pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
+    return this.#write(offset, bytes, (edge, from, count) => edge.pwriteZeroes(from, count, flags))
+  }
+
+  #write(offset: number, bytes: number, send: Send): Pending {
+    const rule = this.#rule('write', offset, bytes)
+    if (rule === 'split') return this.#split(offset, bytes, send)
+    if (rule === 'pass') return send(this.#file, offset, bytes)
+    try {
+      const pending = send(this.#file, offset, bytes)
+      return pending?.catch((error: unknown) => this.#record(error, offset, bytes))
+    } catch (error) {
+      this.#record(error, offset, bytes)
+      return undefined
+    }
+  }
+
+  #record(error: unknown, offset: number, bytes: number): void {
+    const { replication } = this
+    assert(replication.mode === 'primary', 'only a primary hides failures')
+    replication.record(error, offset, bytes)
+    this.#node.graph.events.emit('REPLICATION_ERROR', {
+      'node-name': this.#node.name,
+      offset,
+      length: bytes,
+      error: replication.failure?.message ?? '',
+    })
+  }
+
+  /** After a failed merge: where the chain above the secondary disk has data, else below it. */
+  async #split(offset: number, bytes: number, send: Send): Promise<void> {
+    const { replication } = this
+    assert(replication.mode === 'secondary', 'only a secondary merges')
+    const below = replication.secondaryEdge
+    const active = this.#file.node
+    assert(below !== undefined, 'a failed merge leaves the edge to the secondary disk')
+    for (let at = offset; at < offset + bytes; ) {
+      const run = await isAllocatedAbove(active, below.node, at, offset + bytes - at)
+      const pending = send(run.allocated ? this.#file : below, at, run.bytes)
+      if (pending !== undefined) await pending
+      at += run.bytes
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#registry.remove(this.replication)
+    if (this.replication.mode === 'secondary') await this.replication.shutdown()
+  }
+}
+
+type Send = (edge: BlockChild, offset: number, bytes: number) => Pending
+
+/** The driver of replication nodes, over a registry and the machinery that secondaries use. */
+export function makeReplicationDriver(
+  registry: ReplicationRegistry,
+  machinery: ReplicationMachinery,
+): DriverDefinition {
+  return {
+    name: 'replication',
+    kind: 'filter',
+    async open(node, options, opener) {
+      const { mode, topId, file } = checked(options)
+      await opener.open('file', file, 'filtered')
+      const replication =
+        mode === 'primary'
+          ? new PrimaryReplication(node)
+          : new SecondaryReplication(node, topId, machinery)
+      return new ReplicationDriver(node, replication, registry)
+    },
+    childPermissions(_node, child, _above, readOnly) {
+      const shared = PERM.CONSISTENT_READ | PERM.WRITE | PERM.WRITE_UNCHANGED
+      const perm = child.name === 'file' ? PERM.CONSISTENT_READ | (readOnly ? 0 : PERM.WRITE) : PERM.WRITE
+      return { perm, shared }
+    },
+  }
+}

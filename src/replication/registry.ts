@@ -1,0 +1,156 @@
+/**
+ * All replication nodes of a runtime, and the orders that go to all of them.
+ *
+ * Invariants:
+ * - One order runs at a time; the others wait in line.
+ * - Start is all or nothing. A checkpoint drains and checks every disk before it moves any.
+ * - A failover is tried on every disk; what failed is told together at the end.
+ */
+import { asBlockError, BlockError } from '../util/errors.ts'
+import type { PrimaryReplication } from './primary.ts'
+import type { CheckpointPart, SecondaryReplication } from './secondary.ts'
+import type { ReplicationMode, Stage } from './stage.ts'
+
+/** State of one replication node. */
+export type Replication = PrimaryReplication | SecondaryReplication
+
+/** What one replication node says of itself. */
+export interface ReplicationStatus {
+  readonly node: string
+  readonly mode: ReplicationMode
+  readonly stage: Stage
+  /** Why status is in error. */
+  readonly error?: string
+  /** Checkpoints since the start (secondary). */
+  readonly epoch: number
+  /** How long the last checkpoint kept requests waiting, in milliseconds (secondary). */
+  readonly lastPauseMs: number
+  /** Bytes of old data saved since the last checkpoint (secondary). */
+  readonly copiedBytes: number
+  /** Writes that did not reach the other side (primary). */
+  readonly forwardFailures: number
+}
+
+/** The replication nodes of one runtime. Main thread only. */
+export class ReplicationRegistry {
+  readonly #all: Replication[] = []
+  #line: Promise<unknown> = Promise.resolve()
+
+  /** A replication node was opened. */
+  add(one: Replication): void {
+    this.#all.unshift(one)
+  }
+
+  /** A replication node closes. */
+  remove(one: Replication): void {
+    const at = this.#all.indexOf(one)
+    if (at >= 0) this.#all.splice(at, 1)
+  }
+
+  /** The state of a node. */
+  find(nodeName: string): Replication | undefined {
+    return this.#all.find((one) => one.node.name === nodeName)
+  }
+
+  /** Every node, newest first. */
+  list(): ReplicationStatus[] {
+    return this.#all.map(statusOf)
+  }
+
+  /** Starts every node, or none. Errors: the first failure. */
+  startAll(mode: ReplicationMode): Promise<void> {
+    return this.#inLine(async () => {
+      const undo: (() => void | Promise<void>)[] = []
+      try {
+        for (const one of [...this.#all]) if (one.mayStart(mode)) undo.push(await one.start())
+      } catch (error) {
+        for (const back of undo.reverse()) await back()
+        throw error
+      }
+    })
+  }
+
+  /** Moves every disk to the present, or none. Errors: the first disk that cannot. */
+  checkpointAll(): Promise<void> {
+    return this.#inLine(async () => {
+      const parts: CheckpointPart[] = []
+      try {
+        for (const one of this.#all) if (one.mode === 'primary') one.checkCheckpoint()
+        for (const one of this.#all)
+          if (one.mode === 'secondary' && one.may('checkpoint'))
+            parts.push(await one.prepareCheckpoint())
+        for (const part of parts) await part.commit()
+      } finally {
+        for (const part of parts.reverse()) part.release()
+      }
+    })
+  }
+
+  /** Stops every node, by failover or by discarding the buffers. Errors: all failures together. */
+  stopAll(failover: boolean): Promise<void> {
+    return this.#inLine(async () => {
+      const errors: BlockError[] = []
+      for (const one of [...this.#all]) {
+        try {
+          await stopOne(one, failover)
+        } catch (thrown) {
+          errors.push(asBlockError(thrown, { node: one.node.name }))
+        }
+      }
+      const [first, ...more] = errors
+      if (first === undefined) return
+      if (more.length === 0) throw first
+      throw new BlockError(first.code, errors.map((e) => e.message).join('; '), first.context)
+    })
+  }
+
+  /** Throws the first failure that a node has on record. */
+  getErrorAll(): void {
+    for (const one of this.#all) one.getError()
+  }
+
+  /** Waits until no merge runs. */
+  async settled(): Promise<void> {
+    await this.#inLine(async () => undefined)
+    for (const one of this.#all) if (one.mode === 'secondary') await one.merged()
+  }
+
+  /** Ends everything that runs, for the end of the process. */
+  shutdownAll(): Promise<void> {
+    return this.#inLine(async () => {
+      for (const one of [...this.#all]) if (one.mode === 'secondary') await one.shutdown()
+    })
+  }
+
+  #inLine<T>(action: () => Promise<T>): Promise<T> {
+    const turn = this.#line.then(action)
+    this.#line = turn.catch(() => undefined)
+    return turn
+  }
+}
+
+async function stopOne(one: Replication, failover: boolean): Promise<void> {
+  if (one.mode === 'primary') one.stop()
+  else if (failover && one.may('failover')) await one.failover()
+  else if (!failover && one.may('stop')) await one.stop()
+}
+
+function statusOf(one: Replication): ReplicationStatus {
+  let error: string | undefined
+  try {
+    one.getError()
+  } catch (thrown) {
+    error = asBlockError(thrown).message
+  }
+  const secondary = one.mode === 'secondary' ? one : undefined
+  return {
+    node: one.node.name,
+    mode: one.mode,
+    stage: one.stage,
+    ...(error === undefined ? {} : { error }),
+    epoch: secondary?.epoch ?? 0,
+    lastPauseMs: secondary?.lastPauseMs ?? 0,
+    copiedBytes: secondary?.copiedBytes ?? 0,
+    forwardFailures: one.mode === 'primary' ? one.failures : 0,
+  }
+}

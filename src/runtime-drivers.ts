@@ -1,0 +1,17 @@
+/**
+ * The drivers that a runtime can open without being given any.
+ *
+ * Invariants:
+ * - Every driver with a room of its own in `src/drivers` is on the list.
+ */
+import type { DriverDefinition } from './block/driver.ts'
+import { fileDriver } from './drivers/file.ts'
+import { memoryDriver } from './drivers/memory.ts'
+import { nullAioDriver, nullCoDriver } from './drivers/null.ts'
+import { quorumDriver } from './drivers/quorum.ts'
+import { rawDriver } from './drivers/raw.ts'
+
+/** All of them. */
+export function builtinDrivers(): DriverDefinition[] {
+  return [memoryDriver, fileDriver, rawDriver, quorumDriver, nullCoDriver, nullAioDriver]
+}

@@ -1,0 +1,136 @@
+/**
+ * The NBD server of a runtime and the exports it offers.
+ *
+ * Invariants:
+ * - There is at most one server; exports live and die with it.
+ * - An export's backend shares everything but resizing, so a disk keeps its length while exported.
+ * - `BLOCK_EXPORT_DELETED` follows every export that ends, after its last request.
+ */
+import { BlockBackend } from './block/backend.ts'
+import { PERM } from './block/driver.ts'
+import type { BlockGraph } from './block/graph.ts'
+import { NbdServer } from './nbd/server.ts'
+import type { ExportInfo, ExportRequest, ExportService, ServerAddress } from './qmp/services.ts'
+import { BlockError } from './util/errors.ts'
+
+interface Entry {
+  readonly id: string
+  readonly name: string
+  readonly backend: BlockBackend
+  removing: boolean
+}
+
+const ID_PATTERN = /^[A-Za-z][A-Za-z0-9\-._]*$/
+
+/** The exports of a runtime. */
+export class Exports implements ExportService {
+  readonly #graph: BlockGraph
+  readonly #entries = new Map<string, Entry>()
+  #server: NbdServer | undefined
+
+  constructor(graph: BlockGraph) {
+    this.#graph = graph
+  }
+
+  /** The server, while it runs; for its address and its counters. */
+  get server(): NbdServer | undefined {
+    return this.#server
+  }
+
+  async startServer(address: ServerAddress, maxConnections?: number): Promise<void> {
+    if (this.#server !== undefined) throw new BlockError('EBUSY', 'NBD server already running')
+    const options = maxConnections === undefined ? {} : { maxConnections }
+    const server = new NbdServer({ ctx: this.#graph.ctx, ...options })
+    this.#server = server
+    try {
+      await server.listen(address)
+    } catch (error) {
+      this.#server = undefined
+      throw error
+    }
+  }
+
+  async stopServer(): Promise<void> {
+    const server = this.#needServer()
+    this.#server = undefined
+    const entries = [...this.#entries.values()].filter((entry) => !entry.removing)
+    for (const entry of entries) entry.removing = true
+    await server.close()
+    for (const entry of entries) await this.#end(entry)
+  }
+
+  async add(request: ExportRequest): Promise<void> {
+    const { id, nodeName, device } = request
+    const server = this.#needServer()
+    const valid = device === undefined ? ID_PATTERN.test(id) : id !== ''
+    if (!valid) throw new BlockError('EINVAL', 'Invalid block export id')
+    if (this.#entries.has(id)) {
+      throw new BlockError('EEXIST', `Block export id '${id}' is already in use`)
+    }
+    const node = this.#graph.lookup(device, nodeName)
+    const missing = request.bitmaps?.[0]
+    if (missing !== undefined) {
+      throw new BlockError('EINVAL', `Bitmap '${missing.name}' is not found`)
+    }
+    const writable = request.writable === true
+    const name = request.name ?? nodeName
+    if (server.find(name) !== undefined) {
+      throw new BlockError('EEXIST', `NBD server already has export named '${name}'`)
+    }
+    const backend = await BlockBackend.create(this.#graph, node, {
+      perm: PERM.CONSISTENT_READ | (writable ? PERM.WRITE : 0),
+      shared: PERM.ALL & ~PERM.RESIZE,
+      description: `export '${id}'`,
+      writethrough: request.writethrough === true,
+    })
+    try {
+      server.addExport({
+        name,
+        backend,
+        readOnly: !writable,
+        allocationDepth: request.allocationDepth === true,
+        ...(request.description === undefined ? {} : { description: request.description }),
+      })
+    } catch (error) {
+      await backend.close()
+      throw error
+    }
+    this.#entries.set(id, { id, name, backend, removing: false })
+  }
+
+  async remove(id: string, mode: 'safe' | 'hard'): Promise<void> {
+    const entry = this.#entries.get(id)
+    if (entry === undefined || entry.removing) {
+      throw new BlockError('ENOENT', `Export '${id}' is not found`)
+    }
+    this.#server?.removeExport(entry.name, mode)
+    entry.removing = true
+    await this.#end(entry)
+  }
+
+  list(): ExportInfo[] {
+    const all = [...this.#entries.values()].reverse()
+    return all.map((entry) => ({
+      'node-name': entry.backend.node.name,
+      'shutting-down': entry.removing,
+      type: 'nbd',
+      id: entry.id,
+    }))
+  }
+
+  /** Ends everything; for the end of the runtime. */
+  async close(): Promise<void> {
+    if (this.#server !== undefined) await this.stopServer()
+  }
+
+  async #end(entry: Entry): Promise<void> {
+    await entry.backend.close()
+    this.#entries.delete(entry.id)
+    this.#graph.events.emit('BLOCK_EXPORT_DELETED', { id: entry.id })
+  }
+
+  #needServer(): NbdServer {
+    if (this.#server === undefined) throw new BlockError('EINVAL', 'NBD server not running')
+    return this.#server
+  }
+}

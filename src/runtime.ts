@@ -1,0 +1,183 @@
+/**
+ * The composition root: everything that makes one running block system, wired together.
+ *
+ * Invariants:
+ * - This is the one file that knows every driver, the worker pool and the monitor.
+ * - Closing goes from the users to the used: exports, jobs, replication, nodes, monitors.
+ * - `quit` only asks; whoever made the runtime closes it.
+ */
+import { AioContext } from './aio/aio-context.ts'
+import { type BackendOptions, BlockBackend } from './block/backend.ts'
+import { type BlockdevOptions, type DriverDefinition, PERM } from './block/driver.ts'
+import type { BlockEvents } from './block/events.ts'
+import { BlockGraph } from './block/graph.ts'
+import type { BlockNode } from './block/node.ts'
+import { jobRegistry } from './job/host.ts'
+import type { JobRegistry } from './job/registry.ts'
+import { EventHub } from './qmp/events.ts'
+import { isObject, type JsonObject, toJson } from './qmp/json.ts'
+import { Monitor } from './qmp/monitor.ts'
+import { ObjectStore } from './qmp/objects.ts'
+import { RunState } from './qmp/run-state.ts'
+import type { ExportRequest, MonitorServices, ReplicationControl, ServerAddress } from './qmp/services.ts'
+import { type MonitorServer, parseMonitorAddress } from './qmp/socket.ts'
+import { builtinDrivers } from './runtime-drivers.ts'
+import { Exports } from './runtime-exports.ts'
+import { objectKinds } from './runtime-objects.ts'
+import { type Clock, HostClock } from './util/clock.ts'
+
+/** How a runtime is made. */
+export interface RuntimeOptions {
+  /** Its time; default the host's. */
+  readonly clock?: Clock
+  /** Milliseconds since the epoch, for the time of events; default counts from the clock's start. */
+  readonly epochMs?: () => number
+  /** Drivers beside the built-in ones; one with the name of a built-in one replaces it. */
+  readonly drivers?: readonly DriverDefinition[]
+}
+
+/** Why a program ends. */
+export type QuitReason = 'host-qmp-quit' | 'host-signal'
+
+/** One block system: nodes, jobs, replication, exports, monitors. Main thread only. */
+export class Runtime implements AsyncDisposable {
+  /** The event loop object. */
+  readonly ctx: AioContext
+  /** All nodes. */
+  readonly graph: BlockGraph
+  /** All jobs. */
+  readonly jobs: JobRegistry
+  /** The NBD server and its exports. */
+  readonly exports: Exports
+  /** Settles when somebody asked for the end: the command `quit` or a signal. */
+  readonly quitRequested: Promise<QuitReason>
+  readonly #hub: EventHub
+  readonly #monitor: Monitor
+  #requestQuit!: (reason: QuitReason) => void
+  #quitting = false
+  #closing: Promise<void> | undefined
+
+  /** Use `create`. */
+  private constructor(options: RuntimeOptions) {
+    const clock = options.clock ?? new HostClock()
+    this.ctx = new AioContext({ clock })
+    this.graph = new BlockGraph({ ctx: this.ctx, drivers: [] })
+    this.jobs = jobRegistry(this.graph)
+    this.exports = new Exports(this.graph)
+    this.quitRequested = new Promise((resolve) => {
+      this.#requestQuit = resolve
+    })
+    const epochMs = options.epochMs ?? (() => clock.nowMs())
+    this.#hub = new EventHub({
+      nowMicros: () => Math.floor(epochMs() * 1000),
+      later: (ms, fn) => {
+        const timer = clock.setTimer(ms, fn)
+        return () => timer.cancel()
+      },
+    })
+    this.graph.events.onAny((name, data) => this.#hub.publish(name, eventData(data)))
+    for (const driver of [...builtinDrivers(), ...(options.drivers ?? [])]) {
+      this.graph.drivers.set(driver.name, driver)
+    }
+    this.#monitor = new Monitor(this.#services(), this.#hub)
+  }
+
+  /** Makes a runtime; it holds nothing open until it is told to. */
+  static async create(options: RuntimeOptions = {}): Promise<Runtime> {
+    return new Runtime(options)
+  }
+
+  /** What happens, under the names that monitors use. */
+  get events(): BlockEvents {
+    return this.graph.events
+  }
+
+  /** Opens a node, as `blockdev-add` does. Errors: EINVAL, EBUSY, those of the driver. */
+  addNode(options: BlockdevOptions): Promise<BlockNode> {
+    return this.graph.add(options)
+  }
+
+  /** Gives a node up, as `blockdev-del` does. Errors: EINVAL, EBUSY. */
+  removeNode(name: string): Promise<void> {
+    return this.graph.remove(name)
+  }
+
+  /** Opens a node for reading and writing; share and take less by `options`. Errors: EPERM. */
+  openBackend(node: BlockNode | string, options: Partial<BackendOptions> = {}): Promise<BlockBackend> {
+    const root = typeof node === 'string' ? this.graph.lookup(undefined, node) : node
+    const writable = root.readOnly ? 0 : PERM.WRITE
+    return BlockBackend.create(this.graph, root, {
+      perm: PERM.CONSISTENT_READ | writable,
+      shared: PERM.ALL & ~PERM.RESIZE,
+      ...options,
+    })
+  }
+
+  /** Starts the NBD server. Errors: EBUSY, EINVAL, EACCES. */
+  startNbdServer(address: ServerAddress, maxConnections?: number): Promise<void> {
+    return this.exports.startServer(address, maxConnections)
+  }
+
+  /** Exports a node. Errors: EINVAL, EEXIST, EPERM. */
+  addExport(request: ExportRequest): Promise<void> {
+    return this.exports.add(request)
+  }
+
+  /** Opens a monitor socket, `unix:PATH` or `tcp:HOST:PORT`. Errors: EINVAL, EBUSY, EEXIST. */
+  startMonitor(address: string): Promise<MonitorServer> {
+    return this.#monitor.listen(parseMonitorAddress(address))
+  }
+
+  /** Asks for the end; once. */
+  quit(reason: QuitReason): void {
+    if (this.#quitting) return
+    this.#quitting = true
+    this.graph.events.emit('SHUTDOWN', { guest: false, reason })
+    this.#requestQuit(reason)
+  }
+
+  /** Takes everything down in order; data that was acknowledged is on its disks afterwards. */
+  close(): Promise<void> {
+    this.#closing ??= this.#closeAll()
+    return this.#closing
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #closeAll(): Promise<void> {
+    await this.exports.close()
+    await this.jobs.cancelAll()
+    await this.graph.close()
+    this.#hub.close()
+    await this.#monitor.close()
+    await this.ctx.close()
+  }
+
+  #services(): MonitorServices {
+    const { graph, jobs, exports } = this
+    return {
+      graph,
+      jobs,
+      exports,
+      replication: NO_REPLICATION,
+      objects: new ObjectStore(objectKinds()),
+      runState: new RunState(graph.events),
+      quit: () => this.quit('host-qmp-quit'),
+    }
+  }
+}
+
+const NO_REPLICATION: ReplicationControl = {
+  startAll: async () => undefined,
+  checkpointAll: async () => undefined,
+  stopAll: async () => undefined,
+  getErrorAll: () => undefined,
+}
+
+// Events without members go without `data`.
+function eventData(data: Readonly<Record<string, unknown>>): JsonObject | undefined {
+  const json = toJson(data)
+  return isObject(json) && Object.keys(json).length > 0 ? json : undefined
+}
