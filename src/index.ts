@@ -5,12 +5,20 @@
  * - Named re-exports only; what is not here may change without notice.
  */
 export { BlockBackend } from './block/backend.ts'
-export { type BlockdevOptions, type BlockStatus, type DriverDefinition, FLAG, PERM, STATUS } from './block/driver.ts'
+export {
+  type BlockdevOptions,
+  type BlockStatus,
+  type DriverDefinition,
+  FLAG,
+  PERM,
+  STATUS,
+} from './block/driver.ts'
 export type { BlockEvents } from './block/events.ts'
 export type { BlockGraph } from './block/graph.ts'
 export type { BlockNode } from './block/node.ts'
-export { PROGRAM_VERSION } from './qmp/version.ts'
+export { NbdClient } from './nbd/client.ts'
 export type { ExportInfo, ExportRequest, ServerAddress } from './qmp/services.ts'
+export { PROGRAM_VERSION } from './qmp/version.ts'
 export { type QuitReason, Runtime, type RuntimeOptions } from './runtime.ts'
 export { type Clock, HostClock, VirtualClock } from './util/clock.ts'
 export { BlockError, type ErrorCode, type ErrorContext } from './util/errors.ts'

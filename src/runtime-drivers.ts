@@ -5,13 +5,26 @@
  * - Every driver with a room of its own in `src/drivers` is on the list.
  */
 import type { DriverDefinition } from './block/driver.ts'
+import { commitFilterDriver } from './drivers/commit-filter.ts'
+import { copyBeforeWriteDriver } from './drivers/copy-before-write.ts'
 import { fileDriver } from './drivers/file.ts'
 import { memoryDriver } from './drivers/memory.ts'
+import { nbdDriver } from './drivers/nbd.ts'
 import { nullAioDriver, nullCoDriver } from './drivers/null.ts'
 import { quorumDriver } from './drivers/quorum.ts'
 import { rawDriver } from './drivers/raw.ts'
 
 /** All of them. */
 export function builtinDrivers(): DriverDefinition[] {
-  return [memoryDriver, fileDriver, rawDriver, quorumDriver, nullCoDriver, nullAioDriver]
+  return [
+    memoryDriver,
+    fileDriver,
+    rawDriver,
+    quorumDriver,
+    nbdDriver,
+    copyBeforeWriteDriver,
+    commitFilterDriver,
+    nullCoDriver,
+    nullAioDriver,
+  ]
 }

@@ -3,7 +3,7 @@
  *
  * Invariants:
  * - This is the one file that knows every driver, the worker pool and the monitor.
- * - Closing goes from the users to the used: exports, jobs, replication, nodes, monitors.
+ * - Closing goes from the users to the used: exports, replication, jobs, nodes, monitors.
  * - `quit` only asks; whoever made the runtime closes it.
  */
 import { AioContext } from './aio/aio-context.ts'
@@ -13,17 +13,21 @@ import type { BlockEvents } from './block/events.ts'
 import { BlockGraph } from './block/graph.ts'
 import type { BlockNode } from './block/node.ts'
 import { jobRegistry } from './job/host.ts'
+import { WorkerPool } from './job/pool.ts'
 import type { JobRegistry } from './job/registry.ts'
 import { EventHub } from './qmp/events.ts'
 import { isObject, type JsonObject, toJson } from './qmp/json.ts'
 import { Monitor } from './qmp/monitor.ts'
 import { ObjectStore } from './qmp/objects.ts'
 import { RunState } from './qmp/run-state.ts'
-import type { ExportRequest, MonitorServices, ReplicationControl, ServerAddress } from './qmp/services.ts'
+import type { ExportRequest, MonitorServices, ServerAddress } from './qmp/services.ts'
 import { type MonitorServer, parseMonitorAddress } from './qmp/socket.ts'
+import { makeReplicationDriver } from './replication/driver.ts'
+import { ReplicationRegistry } from './replication/registry.ts'
 import { builtinDrivers } from './runtime-drivers.ts'
 import { Exports } from './runtime-exports.ts'
 import { objectKinds } from './runtime-objects.ts'
+import { JobMachinery } from './runtime-replication.ts'
 import { type Clock, HostClock } from './util/clock.ts'
 
 /** How a runtime is made. */
@@ -51,6 +55,9 @@ export class Runtime implements AsyncDisposable {
   readonly exports: Exports
   /** Settles when somebody asked for the end: the command `quit` or a signal. */
   readonly quitRequested: Promise<QuitReason>
+  /** Every replication node, and the orders that go to all of them. */
+  readonly replication: ReplicationRegistry = new ReplicationRegistry()
+  readonly #pool = new WorkerPool()
   readonly #hub: EventHub
   readonly #monitor: Monitor
   #requestQuit!: (reason: QuitReason) => void
@@ -76,7 +83,9 @@ export class Runtime implements AsyncDisposable {
       },
     })
     this.graph.events.onAny((name, data) => this.#hub.publish(name, eventData(data)))
-    for (const driver of [...builtinDrivers(), ...(options.drivers ?? [])]) {
+    const machinery = new JobMachinery(this.graph, this.jobs, this.#pool)
+    const replication = makeReplicationDriver(this.replication, machinery)
+    for (const driver of [...builtinDrivers(), replication, ...(options.drivers ?? [])]) {
       this.graph.drivers.set(driver.name, driver)
     }
     this.#monitor = new Monitor(this.#services(), this.#hub)
@@ -103,7 +112,10 @@ export class Runtime implements AsyncDisposable {
   }
 
   /** Opens a node for reading and writing; share and take less by `options`. Errors: EPERM. */
-  openBackend(node: BlockNode | string, options: Partial<BackendOptions> = {}): Promise<BlockBackend> {
+  openBackend(
+    node: BlockNode | string,
+    options: Partial<BackendOptions> = {},
+  ): Promise<BlockBackend> {
     const root = typeof node === 'string' ? this.graph.lookup(undefined, node) : node
     const writable = root.readOnly ? 0 : PERM.WRITE
     return BlockBackend.create(this.graph, root, {
@@ -148,8 +160,10 @@ export class Runtime implements AsyncDisposable {
 
   async #closeAll(): Promise<void> {
     await this.exports.close()
+    await this.replication.shutdownAll()
     await this.jobs.cancelAll()
     await this.graph.close()
+    await this.#pool.close()
     this.#hub.close()
     await this.#monitor.close()
     await this.ctx.close()
@@ -161,19 +175,12 @@ export class Runtime implements AsyncDisposable {
       graph,
       jobs,
       exports,
-      replication: NO_REPLICATION,
+      replication: this.replication,
       objects: new ObjectStore(objectKinds()),
       runState: new RunState(graph.events),
       quit: () => this.quit('host-qmp-quit'),
     }
   }
-}
-
-const NO_REPLICATION: ReplicationControl = {
-  startAll: async () => undefined,
-  checkpointAll: async () => undefined,
-  stopAll: async () => undefined,
-  getErrorAll: () => undefined,
 }
 
 // Events without members go without `data`.

@@ -6,7 +6,8 @@
  *   wait in order without counting, and count again from the instant they are woken.
  * - A fenced backend refuses every request that would change data.
  */
-import type { Coroutine, MaybePromise, Pending, Step } from '../coroutine/coroutine.ts'
+import type { Coroutine, MaybePromise, Pending } from '../coroutine/coroutine.ts'
+import { run } from '../coroutine/inline.ts'
 import { assert, type BlockError, ioError } from '../util/errors.ts'
 import type { BlockChild, EdgeOwner } from './child.ts'
 import { FLAG, type Permissions } from './driver.ts'
@@ -34,17 +35,6 @@ export interface BackendHooks {
   readonly drainedPoll?: () => boolean
   /** The root is open again. */
   readonly drainedEnd?: () => void
-}
-
-const NO_STEPS: readonly Step[] = []
-
-async function* waitFor(pending: Promise<void>): Coroutine<void> {
-  yield pending
-}
-
-/** A finished operation has nothing to wait for. */
-async function* nothing(): Coroutine<void> {
-  yield* NO_STEPS
 }
 
 /** Root user of a node. Main thread only. */
@@ -209,27 +199,27 @@ export class BlockBackend implements EdgeOwner {
 
   /** Coroutine form of `pread`. */
   coPread(offset: number, buf: Uint8Array): Coroutine<void> {
-    return this.#co(this.pread(offset, buf))
+    return run(this.pread(offset, buf))
   }
 
   /** Coroutine form of `pwrite`. */
   coPwrite(offset: number, buf: Uint8Array, flags = 0): Coroutine<void> {
-    return this.#co(this.pwrite(offset, buf, flags))
+    return run(this.pwrite(offset, buf, flags))
   }
 
   /** Coroutine form of `pwriteZeroes`. */
   coPwriteZeroes(offset: number, bytes: number, flags = 0): Coroutine<void> {
-    return this.#co(this.pwriteZeroes(offset, bytes, flags))
+    return run(this.pwriteZeroes(offset, bytes, flags))
   }
 
   /** Coroutine form of `pdiscard`. */
   coPdiscard(offset: number, bytes: number): Coroutine<void> {
-    return this.#co(this.pdiscard(offset, bytes))
+    return run(this.pdiscard(offset, bytes))
   }
 
   /** Coroutine form of `flush`. */
   coFlush(): Coroutine<void> {
-    return this.#co(this.flush())
+    return run(this.flush())
   }
 
   /** Waits for its requests, then lets the node go. Further requests fail with ENOMEDIUM. */
@@ -337,9 +327,5 @@ export class BlockBackend implements EdgeOwner {
 
   #done(): void {
     if (--this.#inFlight === 0 && this.#quiesced > 0) this.#graph.drains.kick()
-  }
-
-  #co(pending: Pending): Coroutine<void> {
-    return pending === undefined ? nothing() : waitFor(pending)
   }
 }

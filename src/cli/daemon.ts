@@ -29,7 +29,9 @@ export const daemonCommand: Command = new Command('daemon')
   .action(runDaemon)
 
 async function runDaemon(args: DaemonArguments): Promise<void> {
-  const runtime = await Runtime.create({ epochMs: () => performance.timeOrigin + performance.now() })
+  const runtime = await Runtime.create({
+    epochMs: () => performance.timeOrigin + performance.now(),
+  })
   process.on('SIGTERM', () => runtime.quit('host-signal'))
   process.on('SIGINT', () => runtime.quit('host-signal'))
   try {

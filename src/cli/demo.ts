@@ -11,6 +11,12 @@ import { checkOptions, type DemoArguments } from './demo/options.ts'
 import { mib, ms } from './demo/progress.ts'
 import { type DemoResult, runDemo } from './demo/run.ts'
 
+/** Exit status by signal; leaving through `exit` ends the daemons and removes the files. */
+const INTERRUPTS = [
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const
+
 /** The subcommand. */
 export const demoCommand: Command = new Command('demo')
   .description('replicate a disk between two processes, kill the primary, verify the secondary')
@@ -26,6 +32,7 @@ export const demoCommand: Command = new Command('demo')
     const say = (line: string): void => {
       out.write(`${line}\n`)
     }
+    for (const [signal, status] of INTERRUPTS) process.once(signal, () => process.exit(status))
     const disk = options.disk ?? 'memory'
     say(`blockstep demo: ${mib(options.size)} (${disk}), seed ${options.seed}`)
     const result = await runDemo(options, out, say).catch(plainError)
@@ -36,7 +43,8 @@ export const demoCommand: Command = new Command('demo')
 
 /** What the host refuses (a full disk, a missing right) is told in one line like everything else. */
 function plainError(thrown: unknown): never {
-  if (thrown instanceof BlockError || !(thrown instanceof Error) || !('code' in thrown)) throw thrown
+  if (thrown instanceof BlockError || !(thrown instanceof Error) || !('code' in thrown))
+    throw thrown
   throw new BlockError('EIO', thrown.message, { op: 'demo' }, thrown)
 }
 

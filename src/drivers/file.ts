@@ -49,7 +49,12 @@ function openHost(path: string, readOnly: boolean): number {
     fd = fs.openSync(path, readOnly ? fs.constants.O_RDONLY : fs.constants.O_RDWR)
   } catch (thrown) {
     const error = asBlockError(thrown, { path, op: 'open' })
-    throw new BlockError(error.code, `Could not open '${path}': ${hostWords(error)}`, { path }, thrown)
+    throw new BlockError(
+      error.code,
+      `Could not open '${path}': ${hostWords(error)}`,
+      { path },
+      thrown,
+    )
   }
   const stat = fs.fstatSync(fd)
   if (stat.isFile()) return fd

@@ -132,7 +132,7 @@ export class NbdDisk implements BlockDriver {
 const MAX_STATUS = 0xffff_0000
 
 function addressOf(options: BlockdevOptions): NbdAddress {
-  const server = options['server']
+  const server = options.server
   const source = typeof server === 'object' && server !== null ? { ...server } : { ...options }
   const fields: Readonly<Record<string, unknown>> = source
   const { path, host, port, type } = fields

@@ -6,17 +6,18 @@
  * - It ends when told to (`finish`), and then holds nothing: no file, no port, no timer.
  * - Errors go back as outcomes or as records, never as thrown strangers.
  */
-import type { MessagePort } from 'node:worker_threads'
+import { type MessagePort, threadId } from 'node:worker_threads'
 import * as Comlink from 'comlink'
 import type { DiskDescription } from '../block/driver.ts'
 import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { JobWords } from '../sync/job-words.ts'
+import { Ring, type RingDescription } from '../sync/ring.ts'
 import { HostClock } from '../util/clock.ts'
-import { BlockError } from '../util/errors.ts'
+import { BlockError, type ErrorRecord } from '../util/errors.ts'
 import { BodyControl } from './body-control.ts'
+import { ClusterServer } from './cluster-server.ts'
 import { Copier, type CopyGoal, type CopyOutcome } from './copier.ts'
 import { ProxyClient } from './proxy-view.ts'
-import { copyRange, type RangeOutcome } from './range-copy.ts'
 import { ChainView, type DiskView } from './view.ts'
 
 /** How a disk reaches a worker. */
@@ -35,6 +36,12 @@ export interface SharedDirty {
   readonly granularity: number
 }
 
+/** The two rings between a copy-before-write filter and its worker. */
+export interface SharedClusters {
+  readonly commands: RingDescription
+  readonly answers: RingDescription
+}
+
 /** What a pool hands to a worker. */
 export interface BodyTask {
   /** Control: the worker exposes a `BodyApi` on it. */
@@ -44,8 +51,10 @@ export interface BodyTask {
   readonly words: Int32Array
   readonly source: ViewDescription
   readonly target: ViewDescription
-  /** Absent for a body that copies only what it is told. */
+  /** What is to be copied; absent for a body that copies only what it is told. */
   readonly dirty: SharedDirty | undefined
+  /** Rings of a body that copies clusters for a filter. */
+  readonly clusters: SharedClusters | undefined
   /** Shared memory through which data passes. */
   readonly buffer: SharedArrayBuffer
   /** See `CopierParts.skipUnallocated`. */
@@ -54,12 +63,12 @@ export interface BodyTask {
 
 /** What the control half can call; every call goes through comlink. */
 export interface BodyApi {
-  /** Settles once the body is set up; rejects when a disk cannot be attached. */
-  start(): Promise<void>
+  /** Sets the body up and answers its thread's id; rejects when a disk cannot be attached. */
+  start(): number
   /** Copies dirty ranges until the goal is reached. */
   copyDirty(goal: CopyGoal): Promise<CopyOutcome>
-  /** Copies the given ranges (offset, bytes, offset, bytes …), whatever is dirty. */
-  copyRanges(ranges: readonly number[]): Promise<readonly RangeOutcome[]>
+  /** Why a command of the ring failed; answers once. */
+  takeError(id: number): ErrorRecord | undefined
   /** Settles when the body rests; the pause word is set before. */
   pause(): Promise<void>
   /** The pause word was cleared. */
@@ -75,6 +84,8 @@ export interface BodyApi {
 /** Opens a disk in the worker from what its driver says of it. */
 export type Attach = (description: DiskDescription) => DiskView
 
+type OpenView = (description: ViewDescription) => DiskView
+
 /** Runs a body until its control half calls `finish`. */
 export async function runBodyTask(task: BodyTask, attach: Attach): Promise<void> {
   const proxies = new ProxyClient(task.proxyPort)
@@ -85,8 +96,8 @@ export async function runBodyTask(task: BodyTask, attach: Attach): Promise<void>
     return view
   }
   try {
-    await new Promise<void>((resolve) => {
-      Comlink.expose(new Body(task, open, resolve), task.port)
+    await new Promise<void>((resolve, reject) => {
+      Comlink.expose(new Body(task, open, { finished: resolve, failed: reject }), task.port)
     })
   } finally {
     for (const view of views) view.close()
@@ -95,55 +106,49 @@ export async function runBodyTask(task: BodyTask, attach: Attach): Promise<void>
   }
 }
 
-function openView(
-  description: ViewDescription,
-  attach: Attach,
-  proxies: ProxyClient,
-): DiskView {
+function openView(description: ViewDescription, attach: Attach, proxies: ProxyClient): DiskView {
   if (description.kind === 'proxy') return proxies.view(description.index, description.length)
   const layers = description.layers.map(attach)
   const [only] = layers
   return layers.length === 1 && only !== undefined ? only : new ChainView(layers)
 }
 
+interface Disks {
+  readonly source: DiskView
+  readonly target: DiskView
+}
+
+interface BodyEnd {
+  readonly finished: () => void
+  readonly failed: (thrown: unknown) => void
+}
+
 class Body implements BodyApi {
   readonly #task: BodyTask
   readonly #words: JobWords
   readonly #control: BodyControl
-  readonly #open: (description: ViewDescription) => DiskView
-  readonly #finished: () => void
+  readonly #open: OpenView
+  readonly #end: BodyEnd
   readonly #buffer: Uint8Array
-  #disks: { readonly source: DiskView; readonly target: DiskView } | undefined
   #copier: Copier | undefined
+  #commands: Ring | undefined
+  #server: ClusterServer | undefined
 
-  constructor(
-    task: BodyTask,
-    open: (description: ViewDescription) => DiskView,
-    finished: () => void,
-  ) {
-    const clock = new HostClock()
+  constructor(task: BodyTask, open: OpenView, end: BodyEnd) {
     this.#task = task
     this.#open = open
-    this.#finished = finished
+    this.#end = end
     this.#words = new JobWords(task.words)
-    this.#control = new BodyControl(this.#words, clock)
+    this.#control = new BodyControl(this.#words, new HostClock())
     this.#buffer = new Uint8Array(task.buffer)
   }
 
-  async start(): Promise<void> {
-    const { source, target, dirty, skipUnallocated } = this.#task
+  start(): number {
+    const { source, target, dirty, clusters } = this.#task
     const disks = { source: this.#open(source), target: this.#open(target) }
-    this.#disks = disks
-    if (dirty === undefined) return
-    this.#copier = new Copier({
-      ...disks,
-      dirty: new DirtyBitmap(dirty.words, dirty.size, dirty.granularity),
-      words: this.#words,
-      control: this.#control,
-      buffer: this.#buffer,
-      clock: new HostClock(),
-      skipUnallocated,
-    })
+    if (dirty !== undefined) this.#copier = this.#makeCopier(disks, dirty)
+    if (clusters !== undefined) this.#serve(disks, clusters)
+    return threadId
   }
 
   async copyDirty(goal: CopyGoal): Promise<CopyOutcome> {
@@ -152,24 +157,8 @@ class Body implements BodyApi {
     return this.#control.work(() => copier.round(goal))
   }
 
-  async copyRanges(ranges: readonly number[]): Promise<readonly RangeOutcome[]> {
-    const disks = this.#disks
-    if (disks === undefined) throw new BlockError('EINVAL', 'The body was not started')
-    return this.#control.work(async () => {
-      const outcomes: RangeOutcome[] = []
-      for (let i = 0; i + 1 < ranges.length; i += 2) {
-        const outcome = await copyRange(
-          disks.source,
-          disks.target,
-          this.#buffer,
-          ranges[i] ?? 0,
-          ranges[i + 1] ?? 0,
-        )
-        this.#words.addDone(ranges[i + 1] ?? 0)
-        outcomes.push(outcome)
-      }
-      return outcomes
-    })
+  takeError(id: number): ErrorRecord | undefined {
+    return this.#server?.takeError(id)
   }
 
   pause(): Promise<void> {
@@ -190,7 +179,32 @@ class Body implements BodyApi {
 
   finish(): void {
     this.#control.wake()
+    this.#commands?.close()
     // The answer to this call has to leave through the port before the port is closed.
-    void this.#control.turn().then(this.#finished)
+    void this.#control.turn().then(this.#end.finished)
+  }
+
+  #makeCopier(disks: Disks, dirty: SharedDirty): Copier {
+    return new Copier({
+      ...disks,
+      dirty: new DirtyBitmap(dirty.words, dirty.size, dirty.granularity),
+      words: this.#words,
+      control: this.#control,
+      buffer: this.#buffer,
+      clock: new HostClock(),
+      skipUnallocated: this.#task.skipUnallocated,
+    })
+  }
+
+  #serve(disks: Disks, clusters: SharedClusters): void {
+    this.#commands = new Ring(clusters.commands)
+    this.#server = new ClusterServer({
+      ...disks,
+      commands: this.#commands,
+      answers: new Ring(clusters.answers),
+      buffer: this.#buffer,
+      done: (bytes) => this.#words.addDone(bytes),
+    })
+    this.#server.run().catch(this.#end.failed)
   }
 }

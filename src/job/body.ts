@@ -11,7 +11,7 @@ import * as Comlink from 'comlink'
 import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { JobWords } from '../sync/job-words.ts'
 import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
-import type { BodyApi, SharedDirty, ViewDescription } from './body-task.ts'
+import type { BodyApi, SharedClusters, SharedDirty, ViewDescription } from './body-task.ts'
 import { PIECE_BYTES } from './copier.ts'
 import type { JobBody } from './job.ts'
 import type { PoolRun, WorkerPool } from './pool.ts'
@@ -23,7 +23,9 @@ export interface WorkerBodyOptions {
   readonly target: ViewDescription
   /** The disks behind proxied views, in the order of their index. */
   readonly proxies: readonly ProxyDisk[]
-  readonly dirty: DirtyBitmap | undefined
+  readonly dirty?: DirtyBitmap | undefined
+  /** Rings, when the body copies clusters for a filter. */
+  readonly clusters?: SharedClusters | undefined
   readonly skipUnallocated: boolean
   /** Bytes a second; 0 = unlimited. */
   readonly speed: number
@@ -41,6 +43,7 @@ export class WorkerBody implements JobBody {
   readonly #deathListeners = new Set<(error: BlockError) => void>()
   #death: BlockError | undefined
   #finishing = false
+  #threadId: number | undefined
 
   private constructor(pool: WorkerPool, options: WorkerBodyOptions) {
     this.words.speed = options.speed
@@ -56,6 +59,7 @@ export class WorkerBody implements JobBody {
       source: options.source,
       target: options.target,
       dirty: options.dirty === undefined ? undefined : shareDirty(options.dirty),
+      clusters: options.clusters,
       buffer,
       skipUnallocated: options.skipUnallocated,
     })
@@ -71,7 +75,7 @@ export class WorkerBody implements JobBody {
   static async start(pool: WorkerPool, options: WorkerBodyOptions): Promise<WorkerBody> {
     const body = new WorkerBody(pool, options)
     try {
-      await body.call((api) => api.start())
+      body.#threadId = await body.call((api) => api.start())
     } catch (thrown) {
       await body.finish()
       throw thrown
@@ -148,7 +152,7 @@ export class WorkerBody implements JobBody {
 
   /** Ends the thread at once; whatever was asked of the body fails. */
   terminate(): void {
-    this.#run.terminate()
+    this.#run.terminate(this.#threadId)
   }
 
   #tell(fn: (api: Comlink.Remote<BodyApi>) => Promise<void>): void {

@@ -26,8 +26,11 @@ export interface WorkerPoolOptions {
 export interface PoolRun {
   /** Settles when the body ended; rejects when it failed or its thread died. */
   readonly ended: Promise<void>
-  /** Ends the thread at once, whatever it does. */
-  terminate(): void
+  /**
+   * Ends the thread of that id at once, whatever it does; without an id, takes the body back that
+   * still waits for a thread.
+   */
+  terminate(threadId: number | undefined): void
 }
 
 /** A source ending in `.ts` is a test run on sources; threads always load the built worker. */
@@ -41,13 +44,14 @@ function workerFile(): string {
 /** Threads for job bodies. */
 export class WorkerPool {
   readonly #size: number
+  readonly #failures = new Set<(thrown: unknown) => void>()
   #piscina: Piscina | undefined
 
   constructor(options: WorkerPoolOptions = {}) {
     this.#size = options.size ?? 2
   }
 
-  /** Bodies that run or wait for a thread. */
+  /** Threads that exist now. */
   get threads(): number {
     return this.#piscina?.threads.length ?? 0
   }
@@ -56,11 +60,22 @@ export class WorkerPool {
   run(task: BodyTask): PoolRun {
     const ports: MessagePort[] = [task.port, task.proxyPort]
     const abort = new AbortController()
-    const ended: Promise<void> = this.#open().run(task, {
+    const run: Promise<void> = this.#open().run(task, {
       transferList: ports,
       signal: abort.signal,
     })
-    return { ended, terminate: () => abort.abort() }
+    // A thread that cannot even load takes no body, so its failure reaches nobody by itself.
+    const ended = new Promise<void>((resolve, reject) => {
+      this.#failures.add(reject)
+      run.then(resolve, reject).finally(() => this.#failures.delete(reject))
+    })
+    const terminate = (threadId: number | undefined): void => {
+      const thread = this.#piscina?.threads.find((each) => each.threadId === threadId)
+      // Ending the thread itself settles the body after the thread really stopped.
+      if (thread === undefined) abort.abort()
+      else void thread.terminate()
+    }
+    return { ended, terminate }
   }
 
   /** Ends every thread. */
@@ -72,7 +87,8 @@ export class WorkerPool {
 
   #open(): Piscina {
     // Parked in a blocking wait between tasks, a thread would not hear the ports it was given.
-    this.#piscina ??= new Piscina({
+    if (this.#piscina !== undefined) return this.#piscina
+    const piscina = new Piscina({
       filename: workerFile(),
       minThreads: 0,
       concurrentTasksPerWorker: BODIES_PER_THREAD,
@@ -81,6 +97,10 @@ export class WorkerPool {
       atomics: 'disabled',
       name: 'run',
     })
-    return this.#piscina
+    piscina.on('error', (thrown: unknown) => {
+      for (const fail of [...this.#failures]) fail(thrown)
+    })
+    this.#piscina = piscina
+    return piscina
   }
 }

@@ -6,8 +6,9 @@
  * - Above the limit of connections a client waits, ungreeted, until another one leaves.
  * - Every client of an export stops being read while the disk of the export is quiesced.
  */
-import { lstatSync, unlinkSync } from 'node:fs'
+import { lstatSync, statSync, unlinkSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
+import { dirname } from 'node:path'
 import type { Clock } from '../util/clock.ts'
 import { BlockError } from '../util/errors.ts'
 import {
@@ -16,6 +17,7 @@ import {
   listenError,
   type NbdAddress,
   portOf,
+  type UnixAddress,
 } from './address.ts'
 import { BufferPool } from './buffer-pool.ts'
 import { type ConnectionHost, NbdConnection } from './connection.ts'
@@ -88,6 +90,7 @@ export class NbdServer implements ConnectionHost {
     if (this.#server !== undefined) throw new BlockError('EBUSY', 'NBD server already running')
     if (address.type === 'unix') {
       checkSocketPath(address.path)
+      checkDirectory(address)
       removeStaleSocket(address.path)
       this.#server = await this.#open({ path: address.path }, address)
       this.#address = { type: 'unix', path: address.path }
@@ -242,6 +245,15 @@ export class NbdServer implements ConnectionHost {
 function quiesce(state: ExportState, on: boolean): void {
   state.quiesced = on
   for (const client of state.clients) client.quiesce(on)
+}
+
+/** The host says EACCES for a directory that is not there; ask it directly. */
+function checkDirectory(address: UnixAddress): void {
+  try {
+    statSync(dirname(address.path))
+  } catch (error) {
+    throw listenError(address, error)
+  }
 }
 
 /** A socket file that a dead server left behind; anything else stays and makes listening fail. */

@@ -61,9 +61,9 @@ function parseLegacy(text: string): NbdTarget {
     return { address: { type: 'unix', path }, exportName }
   }
   const found = /^(?<host>\[[^\]]+\]|[^:]+):(?<port>\d+)$/.exec(where)?.groups
-  if (found?.['host'] === undefined) throw invalid(text)
-  const host = found['host'].replace(/^\[|\]$/g, '')
-  return { address: { type: 'inet', host, port: Number(found['port']) }, exportName }
+  if (found?.host === undefined) throw invalid(text)
+  const host = found.host.replace(/^\[|\]$/g, '')
+  return { address: { type: 'inet', host, port: Number(found.port) }, exportName }
 }
 
 function decode(text: string, part: string): string {

@@ -186,9 +186,7 @@ const DRIVERS: Readonly<Record<string, Members>> = {
     'opt-discard?': int,
     'max-discard?': int,
     'inject-error?': list(injectError),
-    'set-state?': list(
-      struct({ event: oneOf(...BLKDEBUG_EVENTS), 'state?': int, new_state: int }),
-    ),
+    'set-state?': list(struct({ event: oneOf(...BLKDEBUG_EVENTS), 'state?': int, new_state: int })),
     'take-child-perms?': permissionList,
     'unshare-child-perms?': permissionList,
   },

@@ -38,7 +38,10 @@ export function command(
   oob = false,
 ): Command {
   const schema = isStruct(members) ? members : struct(members)
-  const settle = (args: JsonObject, session: CommandSession): MaybePromise<JsonValue | undefined> => {
+  const settle = (
+    args: JsonObject,
+    session: CommandSession,
+  ): MaybePromise<JsonValue | undefined> => {
     const result = run(args, session)
     return result instanceof Promise ? result.then(asValue) : asValue(result)
   }
@@ -50,7 +53,7 @@ function asValue(value: JsonValue | undefined | void): JsonValue | undefined {
 }
 
 function isStruct(members: Members | StructSchema): members is StructSchema {
-  return members['kind'] === 'struct'
+  return members.kind === 'struct'
 }
 
 /** A text argument that the schema demands. */
@@ -75,7 +78,10 @@ export function flagOf(args: JsonObject, name: string, fallback = false): boolea
 /** A number that may be absent. */
 export function optionalNumber(args: JsonObject, name: string): number | undefined {
   const value = args[name]
-  assert(value === undefined || typeof value === 'number', `the schema demands a number for ${name}`)
+  assert(
+    value === undefined || typeof value === 'number',
+    `the schema demands a number for ${name}`,
+  )
   return value
 }
 

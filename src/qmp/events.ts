@@ -24,10 +24,10 @@ const LIMIT_MS = 1000
 // What tells two limited events apart; undefined: not limited.
 function limitKey(name: string, data: JsonObject): string | undefined {
   if (name === 'QUORUM_REPORT_BAD') return `${name}:${String(data['node-name'])}`
-  if (name === 'QUORUM_FAILURE') return `${name}:${String(data['reference'])}`
+  if (name === 'QUORUM_FAILURE') return `${name}:${String(data.reference)}`
   // A job that ignores its errors repeats them without end.
-  if (name === 'BLOCK_JOB_ERROR' && data['action'] === 'ignore') {
-    return `${name}:${String(data['device'])}:${String(data['operation'])}`
+  if (name === 'BLOCK_JOB_ERROR' && data.action === 'ignore') {
+    return `${name}:${String(data.device)}:${String(data.operation)}`
   }
   return undefined
 }

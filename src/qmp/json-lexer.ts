@@ -29,7 +29,8 @@ const QUOTE_DOUBLE = 0x22
 const BACKSLASH = 0x5c
 const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/
 // What may still become a number; the byte that leaves this language is part of the stray text.
-const NUMBER_PREFIX = /^-?(0|[1-9][0-9]*)?$|^-?(0|[1-9][0-9]*)(\.[0-9]*)?$|^-?(0|[1-9][0-9]*)(\.[0-9]+)?[eE][-+]?[0-9]*$/
+const NUMBER_PREFIX =
+  /^-?(0|[1-9][0-9]*)?$|^-?(0|[1-9][0-9]*)(\.[0-9]*)?$|^-?(0|[1-9][0-9]*)(\.[0-9]+)?[eE][-+]?[0-9]*$/
 
 /** The incremental lexer; `push` hands over every token that a piece completes. */
 export class JsonLexer {
@@ -152,7 +153,10 @@ export class JsonLexer {
     while (good < text.length && NUMBER_PREFIX.test(text.slice(0, good + 1))) good += 1
     const whole = good === text.length
     const next = chunk[end] as number
-    const bytes = Buffer.from(whole ? text + String.fromCharCode(next) : text.slice(0, good + 1), 'latin1')
+    const bytes = Buffer.from(
+      whole ? text + String.fromCharCode(next) : text.slice(0, good + 1),
+      'latin1',
+    )
     this.#emit({ kind: 'stray', bytes })
     this.#state = whole && next === NEWLINE ? 'start' : 'skip'
     return whole && !isStructural(next) ? end + 1 : end
@@ -198,7 +202,12 @@ function isSpace(byte: number): boolean {
 // One of { } [ ] : ,
 function isStructural(byte: number): boolean {
   return (
-    byte === 0x7b || byte === 0x7d || byte === 0x5b || byte === 0x5d || byte === 0x3a || byte === 0x2c
+    byte === 0x7b ||
+    byte === 0x7d ||
+    byte === 0x5b ||
+    byte === 0x5d ||
+    byte === 0x3a ||
+    byte === 0x2c
   )
 }
 
@@ -213,6 +222,11 @@ function isLetter(byte: number): boolean {
 // Digits, + - . e E
 function isNumberByte(byte: number): boolean {
   return (
-    isDigit(byte) || byte === 0x2b || byte === 0x2d || byte === 0x2e || byte === 0x65 || byte === 0x45
+    isDigit(byte) ||
+    byte === 0x2b ||
+    byte === 0x2d ||
+    byte === 0x2e ||
+    byte === 0x65 ||
+    byte === 0x45
   )
 }

@@ -186,10 +186,16 @@ class TokenParser {
       const value = this.#value()
       if (Object.hasOwn(object, key)) throw parseError('duplicate key')
       // A plain assignment to __proto__ would change the object's prototype.
-      Object.defineProperty(object, key, { value, enumerable: true, writable: true, configurable: true })
+      Object.defineProperty(object, key, {
+        value,
+        enumerable: true,
+        writable: true,
+        configurable: true,
+      })
       const token = this.#next()
       if (token?.kind === 'punct' && token.text === '}') return object
-      if (token?.kind !== 'punct' || token.text !== ',') throw parseError('expected separator in dict')
+      if (token?.kind !== 'punct' || token.text !== ',')
+        throw parseError('expected separator in dict')
     }
   }
 
@@ -203,7 +209,8 @@ class TokenParser {
       list.push(this.#value())
       const token = this.#next()
       if (token?.kind === 'punct' && token.text === ']') return list
-      if (token?.kind !== 'punct' || token.text !== ',') throw parseError('expected separator in list')
+      if (token?.kind !== 'punct' || token.text !== ',')
+        throw parseError('expected separator in list')
     }
   }
 }
@@ -252,26 +259,27 @@ function decodeString(quoted: Buffer): string {
   let out = ''
   let at = 0
   for (;;) {
-    const escape = text.indexOf('\\', at)
-    if (escape < 0) return out + text.slice(at)
-    out += text.slice(at, escape)
-    const letter = text[escape + 1] ?? ''
+    const backslash = text.indexOf('\\', at)
+    if (backslash < 0) return out + text.slice(at)
+    out += text.slice(at, backslash)
+    const letter = text[backslash + 1] ?? ''
     if (letter === 'u') {
-      const [decoded, end] = decodeUnicode(text, escape)
+      const [decoded, end] = decodeUnicode(text, backslash)
       out += decoded
       at = end
     } else {
       const plain = ESCAPES[letter]
       if (plain === undefined) throw parseError('invalid escape sequence in string')
       out += plain
-      at = escape + 2
+      at = backslash + 2
     }
   }
 }
 
 function decodeUnicode(text: string, at: number): [string, number] {
   const first = hex4(text, at)
-  const low = first >= 0xd800 && first < 0xdc00 && text.startsWith('\\u', at + 6) ? hex4(text, at + 6) : -1
+  const low =
+    first >= 0xd800 && first < 0xdc00 && text.startsWith('\\u', at + 6) ? hex4(text, at + 6) : -1
   if (low >= 0xdc00 && low < 0xe000) return [String.fromCharCode(first, low), at + 12]
   if (first < 0 || (first >= 0xd800 && first < 0xe000) || first >= 0xfffe) {
     throw parseError(`${text.slice(at, at + 6)} is not a valid Unicode character`)

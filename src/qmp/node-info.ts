@@ -109,7 +109,9 @@ export function nodeFilename(node: BlockNode): string {
   const child = primaryChild(node)
   if (child !== undefined && node.children.size === impliedChildren(node)) {
     const below = nodeFilename(child.node)
-    const extra = Object.keys(node.options).filter((key) => !GENERIC.includes(key) && key !== child.name)
+    const extra = Object.keys(node.options).filter(
+      (key) => !GENERIC.includes(key) && key !== child.name,
+    )
     if (!below.startsWith('json:') && extra.length === 0) return below
   }
   return `json:${stringifyJson(describe(node))}`

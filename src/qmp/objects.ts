@@ -79,7 +79,10 @@ export class ObjectStore {
     const type = { name: 'type', type: 'string' }
     if (path === '/') return [type, { name: 'objects', type: 'child<container>' }]
     if (path === '/objects') {
-      const children = [...this.#objects].map(([id, entry]) => ({ name: id, type: `child<${entry.type}>` }))
+      const children = [...this.#objects].map(([id, entry]) => ({
+        name: id,
+        type: `child<${entry.type}>`,
+      }))
       return [type, ...children]
     }
     return [type, ...this.#at(path).handle.properties()]

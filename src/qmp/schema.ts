@@ -127,7 +127,8 @@ const RANGES: Readonly<Record<IntKind, readonly [bigint, bigint]>> = {
 }
 
 function checkInt(kind: IntKind, value: JsonValue, path: string, name: string): number {
-  const whole = typeof value === 'bigint' || (typeof value === 'number' && Number.isSafeInteger(value))
+  const whole =
+    typeof value === 'bigint' || (typeof value === 'number' && Number.isSafeInteger(value))
   if (!whole) return wrongType(path, 'integer')
   const [min, max] = RANGES[kind]
   const exact = BigInt(value)
@@ -193,7 +194,10 @@ function checkStruct(schema: StructSchema, value: JsonObject, path: string): Jso
   }
   for (const key of Object.keys(value)) {
     if (seen.has(key)) continue
-    throw new BlockError('EINVAL', `Parameter '${path === '' ? key : `${path}.${key}`}' is unexpected`)
+    throw new BlockError(
+      'EINVAL',
+      `Parameter '${path === '' ? key : `${path}.${key}`}' is unexpected`,
+    )
   }
   return out
 }

@@ -8,7 +8,13 @@
  */
 import { asBlockError, type BlockError } from '../util/errors.ts'
 import { type CommandSession, type CommandTable, errorClass } from './command.ts'
-import { isObject, type JsonObject, JsonStreamParser, type JsonValue, stringifyJson } from './json.ts'
+import {
+  isObject,
+  type JsonObject,
+  JsonStreamParser,
+  type JsonValue,
+  stringifyJson,
+} from './json.ts'
 import { validate } from './schema.ts'
 import { VERSION } from './version.ts'
 
@@ -25,8 +31,19 @@ const MAX_QUEUED = 64
 
 /** A request, checked as far as its envelope goes, or what is wrong with it. */
 type Request =
-  | { readonly kind: 'error'; readonly class: string; readonly desc: string; readonly id: JsonValue | undefined }
-  | { readonly kind: 'call'; readonly name: string; readonly args: JsonObject; readonly id: JsonValue | undefined; readonly oob: boolean }
+  | {
+      readonly kind: 'error'
+      readonly class: string
+      readonly desc: string
+      readonly id: JsonValue | undefined
+    }
+  | {
+      readonly kind: 'call'
+      readonly name: string
+      readonly args: JsonObject
+      readonly id: JsonValue | undefined
+      readonly oob: boolean
+    }
 
 /** The server's half of one connection. */
 export class MonitorSession implements CommandSession {
@@ -93,21 +110,22 @@ export class MonitorSession implements CommandSession {
   }
 
   #envelope(value: JsonValue): Request {
-    if (!isObject(value)) return failure('GenericError', 'QMP input must be a JSON object', undefined)
-    const id = value['id']
+    if (!isObject(value))
+      return failure('GenericError', 'QMP input must be a JSON object', undefined)
+    const id = value.id
     const bad = (desc: string): Request => failure('GenericError', desc, id)
     const known = ['execute', 'arguments', 'id', ...(this.#oob ? ['exec-oob'] : [])]
     const extra = Object.keys(value).find((key) => !known.includes(key))
     if (extra !== undefined) return bad(`QMP input member '${extra}' is unexpected`)
     const oob = this.#oob && value['exec-oob'] !== undefined
-    if (oob && value['execute'] !== undefined) {
+    if (oob && value.execute !== undefined) {
       return bad("QMP input members 'execute' and 'exec-oob' clash")
     }
     const member = oob ? 'exec-oob' : 'execute'
     const name = value[member]
     if (name === undefined) return bad("QMP input lacks member 'execute'")
     if (typeof name !== 'string') return bad(`QMP input member '${member}' must be a string`)
-    const args = value['arguments'] ?? (value['arguments'] === null ? null : {})
+    const args = value.arguments ?? (value.arguments === null ? null : {})
     if (!isObject(args)) return bad("QMP input member 'arguments' must be an object")
     return { kind: 'call', name, args, id, oob }
   }
@@ -160,7 +178,9 @@ export class MonitorSession implements CommandSession {
     return undefined
   }
 
-  #call(request: Request & { kind: 'call' }): JsonValue | undefined | Promise<JsonValue | undefined> {
+  #call(
+    request: Request & { kind: 'call' },
+  ): JsonValue | undefined | Promise<JsonValue | undefined> {
     const { name } = request
     const negotiation = name === 'qmp_capabilities'
     if (!this.#negotiated && !negotiation) {

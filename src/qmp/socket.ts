@@ -6,8 +6,9 @@
  * - A socket file left by a dead process is replaced, one in use is never touched.
  * - A client that does not read its events is cut off before it costs the process its memory.
  */
-import { lstatSync, unlinkSync } from 'node:fs'
+import { existsSync, lstatSync, unlinkSync } from 'node:fs'
 import net from 'node:net'
+import { dirname } from 'node:path'
 import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
 import type { EventHub } from './events.ts'
@@ -30,7 +31,8 @@ export function parseMonitorAddress(text: string): MonitorAddress {
     if (/^(server|wait|nowait)(=(on|off))?$/.test(option)) continue
     throw new BlockError('EINVAL', `monitor address '${text}': unknown option '${option}'`)
   }
-  if (address.startsWith('unix:') && address.length > 5) return { type: 'unix', path: address.slice(5) }
+  if (address.startsWith('unix:') && address.length > 5)
+    return { type: 'unix', path: address.slice(5) }
   const tcp = /^tcp:(\[[0-9a-fA-F:]+\]|[^:]*):([0-9]+)$/.exec(address)
   if (tcp !== null && Number(tcp[2]) <= 65535) {
     const host = (tcp[1] ?? '').replace(/^\[|\]$/g, '')
@@ -143,7 +145,12 @@ function bindError(error: Error, where: string): BlockError {
   if ('syscall' in error && error.syscall === 'getaddrinfo') {
     return new BlockError('EINVAL', `address resolution failed for ${where}`, {}, error)
   }
-  return new BlockError(known.code, `Failed to bind socket to ${where}: ${known.message}`, {}, error)
+  return new BlockError(
+    known.code,
+    `Failed to bind socket to ${where}: ${known.message}`,
+    {},
+    error,
+  )
 }
 
 function inUse(where: string): BlockError {
@@ -156,7 +163,11 @@ async function clearSocketPath(path: string): Promise<void> {
     throw new BlockError('EINVAL', `UNIX socket path '${path}' is too long`)
   }
   const stat = lstatSync(path, { throwIfNoEntry: false })
-  if (stat === undefined) return
+  if (stat === undefined) {
+    // Listening would call a missing directory a missing permission.
+    if (existsSync(dirname(path))) return
+    throw new BlockError('ENOENT', `Failed to bind socket to ${path}: ${codeWords('ENOENT')}`)
+  }
   if (!stat.isSocket()) {
     throw new BlockError('EEXIST', `Failed to bind socket to ${path}: ${codeWords('EEXIST')}`)
   }

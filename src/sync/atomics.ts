@@ -9,7 +9,7 @@
 /** What a wait that does not block answers. */
 export type AsyncWait =
   | { readonly async: false; readonly value: 'not-equal' | 'timed-out' }
-  | { readonly async: true; readonly value: Promise<'ok' | 'timed-out'> }
+  | { readonly async: true; readonly value: PromiseLike<unknown> }
 
 /** The operations on shared words; each is one indivisible, sequentially consistent step. */
 export interface SharedOps {

@@ -99,11 +99,17 @@ export class CopyMap {
     this.#settle(cluster, 0)
   }
 
-  /** Waits until a cluster is not claimed; `undefined` = it is not. It may be claimed again. */
+  /**
+   * Waits for the claim of a cluster; `undefined` = it is not claimed. The wait may be over early, and
+   * the cluster may be claimed again: who waits calls `claim` again.
+   */
   whenSettled(cluster: number): Promise<void> | undefined {
-    const seen = shared.load(this.words, SETTLED)
-    if (!this.#markWaited(cluster)) return undefined
-    return this.#waitSettled(cluster, seen)
+    for (;;) {
+      const seen = shared.load(this.words, SETTLED)
+      if (!this.#markWaited(cluster)) return undefined
+      const wait = this.#settled.wait(seen)
+      if (wait !== undefined) return wait
+    }
   }
 
   /** The blocking form, for workers. */
@@ -121,7 +127,10 @@ export class CopyMap {
     return this.#nextEpoch()
   }
 
-  /** The same after the copiers died: their claims are void and who waits for them looks again. */
+  /**
+   * The same after the copiers died: their claims are void and who waits for them looks again. Only
+   * drained, with no living copier.
+   */
   rearm(): number {
     shared.store(this.words, CLAIMS, 0)
     const epoch = this.#nextEpoch()
@@ -132,14 +141,6 @@ export class CopyMap {
   /** Lets the host's wait on the words go; for the end of the map's life. */
   dispose(): void {
     this.#settled.release()
-  }
-
-  async #waitSettled(cluster: number, first: number): Promise<void> {
-    for (let seen = first; ; seen = shared.load(this.words, SETTLED)) {
-      if (!this.#markWaited(cluster)) return
-      const wait = this.#settled.wait(seen)
-      if (wait !== undefined) await wait
-    }
   }
 
   /** Tells the copier of a cluster that somebody waits; false when it is not claimed. */

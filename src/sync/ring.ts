@@ -4,7 +4,8 @@
  * Invariants:
  * - One producer, one consumer. The producer alone moves the tail, the consumer alone the head.
  * - A record is written before the tail passes it and read before the head does.
- * - After `close` nothing is pushed; what is in the ring can still be popped.
+ * - After `close` no push begins; what is in the ring can still be popped. A push that the other
+ *   side's close overtakes may stay behind.
  *
  * Words: `head` written by the consumer, waited on by the producer; `tail` the other way round;
  * `sleepers` says which of them must be notified; then the slots, numbers of 64 bits.

@@ -43,14 +43,14 @@ export class WordWait {
   wait(): Promise<void> | undefined {
     if (this.#promise !== undefined) return this.#promise
     if (this.#condition.ready(shared.load(this.#words, this.#index))) return undefined
-    const promise = new Promise<void>((resolve) => {
+    this.#promise = new Promise<void>((resolve) => {
       this.#resolve = resolve
     })
-    this.#promise = promise
     waitBegin()
     this.#condition.register?.()
     this.#look()
-    return promise
+    // The word may have become ready between the two looks; then the wait is over already.
+    return this.#promise
   }
 
   /** This thread changed the word. */

@@ -1,9 +1,11 @@
 /** The parts of the demo that its verdict rests on. */
 import { describe, expect, test } from 'vitest'
+import { Checkpoints, type Side } from '../../src/cli/demo/checkpoints.ts'
 import { Guest, type GuestDisk } from '../../src/cli/demo/guest.ts'
 import { CheckpointRecord, Journal } from '../../src/cli/demo/journal.ts'
 import { BLOCK, fillBlocks, WritePlan } from '../../src/cli/demo/pattern.ts'
 import { verify } from '../../src/cli/demo/verify.ts'
+import { BlockError } from '../../src/util/errors.ts'
 
 const BLOCKS = 100
 
@@ -147,5 +149,98 @@ describe('demo parts', () => {
     disk.bytes[size - 1]! ^= 1
     disk.bytes[0]! ^= 1
     expect(await verify(disk, expected)).toEqual({ blocks: 6, wrong: 2, firstWrong: 0 })
+  })
+})
+
+/** A pair of peers that answer as told, and the guests of both sides. */
+function fakePair(answers: {
+  primary?: (command: string) => Promise<unknown>
+  secondary?: (command: string) => Promise<unknown>
+}) {
+  const log: string[] = []
+  let died = (): void => {}
+  const exited = new Promise<void>((resolve) => {
+    died = resolve
+  })
+  const healthy = async (): Promise<unknown> => ({ error: false })
+  const primary = {
+    name: 'primary',
+    exited,
+    exit: undefined as { signal: string } | undefined,
+    execute: (command: string) => {
+      log.push(`primary ${command}`)
+      return (answers.primary ?? healthy)(command)
+    },
+    kill(): void {
+      primary.exit = { signal: 'SIGKILL' }
+      died()
+    },
+  }
+  const secondary = {
+    name: 'secondary',
+    execute: (command: string) => {
+      log.push(`secondary ${command}`)
+      return (answers.secondary ?? healthy)(command)
+    },
+  }
+  const side = (): Side => {
+    const journal = new Journal(BLOCKS)
+    const plan = new WritePlan(5, BLOCKS, 1)
+    const options = { disks: [plainDisk(BLOCKS * BLOCK)], size: BLOCKS * BLOCK, seed: 5 }
+    return { journal, guest: new Guest({ ...options, plan, journal }) }
+  }
+  const record = new CheckpointRecord(BLOCKS)
+  const sides = [side(), side()] as const
+  const checkpoints = new Checkpoints({ primary, secondary }, record, ...sides)
+  return { log, primary, record, checkpoints, journal: sides[0].journal }
+}
+
+const DO = 'xen-colo-do-checkpoint'
+
+describe('demo checkpoints', () => {
+  test('demo / checkpoint / a primary that dies after the secondary moved leaves it torn', async () => {
+    const pair = fakePair({
+      primary: async (command) => {
+        if (command !== DO) return { error: false }
+        pair.primary.kill()
+        throw new BlockError('ECONNRESET', 'gone')
+      },
+    })
+    pair.journal.record(1, 1, 9)
+    await pair.checkpoints.run()
+    expect(pair.log.slice(-2)).toEqual([`secondary ${DO}`, `primary ${DO}`])
+    expect(pair.record).toMatchObject({ torn: true, both: 0 })
+    expect(pair.record.tags[1]).toBe(9)
+  })
+
+  test('demo / checkpoint / a primary that dies before it leaves the older state', async () => {
+    const pair = fakePair({
+      primary: async () => {
+        pair.primary.kill()
+        throw new BlockError('ECONNRESET', 'gone')
+      },
+    })
+    pair.journal.record(1, 1, 9)
+    await pair.checkpoints.run()
+    expect(pair.log).not.toContain(`secondary ${DO}`)
+    expect(pair.record).toMatchObject({ torn: false, both: 0 })
+    expect(pair.record.tags[1]).toBe(0)
+  })
+
+  test('demo / checkpoint / a failure of the secondary is never explained by a death', async () => {
+    const pair = fakePair({
+      secondary: async (command) => {
+        if (command !== DO) return { error: false }
+        pair.primary.kill()
+        throw new BlockError('EIO', 'no space')
+      },
+    })
+    await expect(pair.checkpoints.run()).rejects.toMatchObject({ message: 'no space' })
+  })
+
+  test('demo / checkpoint / a lost forward stops the run before the secondary moves', async () => {
+    const pair = fakePair({ primary: async () => ({ error: true, desc: 'lost' }) })
+    await expect(pair.checkpoints.run()).rejects.toMatchObject({ message: 'primary: lost' })
+    expect(pair.log).not.toContain(`secondary ${DO}`)
   })
 })

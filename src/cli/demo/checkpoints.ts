@@ -10,13 +10,21 @@
 import { BlockError } from '../../index.ts'
 import type { Guest } from './guest.ts'
 import type { CheckpointRecord, Journal } from './journal.ts'
-import { checkHealth, type Pair } from './pair.ts'
+import { checkHealth, type Peer } from './pair.ts'
 
 /** Time between the beginnings of two checkpoints. */
 const INTERVAL_MS = 250
 
 /** How long the host may take to report the death of a process whose connection broke. */
 const DEATH_LIMIT_MS = 5000
+
+/** A side's daemon, as far as the loop needs to know it. */
+export interface WatchedPeer extends Peer {
+  /** Settles when the process is gone. */
+  readonly exited: Promise<unknown>
+  /** How it ended; undefined while it runs. */
+  readonly exit: { readonly signal: string | null } | undefined
+}
 
 /** One guest with its journal. */
 export interface Side {
@@ -28,15 +36,18 @@ export interface Side {
 export class Checkpoints {
   /** How long the guests stood still at each checkpoint, in milliseconds. */
   readonly pausesMs: number[] = []
-  /** Time of the last checkpoint that both sides acknowledged, in `performance.now()`. */
-  lastAtMs = 0
-  private readonly pair: Pair
+  private readonly pair: { readonly primary: WatchedPeer; readonly secondary: Peer }
   private readonly record: CheckpointRecord
   private readonly primary: Side
   private readonly secondary: Side
   private primaryFailed = false
 
-  constructor(pair: Pair, record: CheckpointRecord, primary: Side, secondary: Side) {
+  constructor(
+    pair: { readonly primary: WatchedPeer; readonly secondary: Peer },
+    record: CheckpointRecord,
+    primary: Side,
+    secondary: Side,
+  ) {
     this.pair = pair
     this.record = record
     this.primary = primary
@@ -57,8 +68,7 @@ export class Checkpoints {
       }
       this.primary.guest.resume()
       this.secondary.guest.resume()
-      this.lastAtMs = performance.now()
-      this.pausesMs.push(this.lastAtMs - begin)
+      this.pausesMs.push(performance.now() - begin)
     }
     await this.secondary.guest.pause()
   }

@@ -5,8 +5,8 @@
  * - Only public commands are used; there is no private way into a daemon.
  * - Both disks start with the same bytes; an image given by the user is copied and never changed.
  */
-import { constants } from 'node:fs'
-import { copyFile, mkdtemp, rm } from 'node:fs/promises'
+import { constants, rmSync } from 'node:fs'
+import { copyFile, mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { BlockError } from '../../index.ts'
@@ -25,6 +25,14 @@ const POLL_MS = 10
 /** How long the merge after a failover may take. */
 const MERGE_LIMIT_MS = 60_000
 
+/** Somebody who takes commands. */
+export interface Peer {
+  /** What it is called in errors. */
+  readonly name: string
+  /** Runs a QMP command. */
+  execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown>
+}
+
 /** A pair that replicates. */
 export class Pair {
   /** Holds the disk that guests write. */
@@ -32,6 +40,7 @@ export class Pair {
   /** Holds the standby. */
   readonly secondary: DaemonProcess
   private readonly folder: string
+  private readonly disks: GuestDisk[] = []
 
   private constructor(folder: string, primary: DaemonProcess, secondary: DaemonProcess) {
     this.folder = folder
@@ -43,6 +52,9 @@ export class Pair {
   static async start(size: number, disk: string | undefined): Promise<Pair> {
     const folder = await mkdtemp(join(tmpdir(), 'blockstep-'))
     const started: DaemonProcess[] = []
+    const removeFiles = (): void => rmSync(folder, { recursive: true, force: true })
+    // Also on an interrupt, when nobody comes back here.
+    process.once('exit', removeFiles)
     try {
       for (const name of ['primary', 'secondary']) {
         started.push(await DaemonProcess.start(name, join(folder, `${name}.qmp`)))
@@ -52,19 +64,19 @@ export class Pair {
       return pair
     } catch (thrown) {
       for (const daemon of started) await daemon.kill()
-      await rm(folder, { recursive: true, force: true })
+      removeFiles()
       throw thrown
     }
   }
 
-  /** A connection to the disk that the primary's guest sees. */
+  /** A connection to the disk that the primary's guest sees; `close` ends it. */
   openPrimary(): Promise<GuestDisk> {
-    return openDisk(join(this.folder, 'primary.nbd'), 'colo')
+    return this.open('primary', 'colo')
   }
 
-  /** A connection to the disk that the secondary's guest sees. */
+  /** A connection to the disk that the secondary's guest sees; `close` ends it. */
   openSecondary(): Promise<GuestDisk> {
-    return openDisk(join(this.folder, 'secondary.nbd'), 'top')
+    return this.open('secondary', 'top')
   }
 
   /** Promotes the secondary; returns once it has taken over, with the merge still running. */
@@ -89,12 +101,19 @@ export class Pair {
     }
   }
 
-  /** Ends both daemons, in order where they still live, and removes all files. */
+  /** Ends both daemons, if need be by force, and removes all files. */
   async close(): Promise<void> {
+    for (const disk of this.disks) await disk.close()
     for (const daemon of [this.primary, this.secondary]) {
       if (daemon.exit === undefined) await daemon.kill()
     }
-    await rm(this.folder, { recursive: true, force: true })
+    rmSync(this.folder, { recursive: true, force: true })
+  }
+
+  private async open(side: string, name: string): Promise<GuestDisk> {
+    const disk = await openDisk(join(this.folder, `${side}.nbd`), name)
+    this.disks.push(disk)
+    return disk
   }
 
   private async build(size: number, disk: string | undefined): Promise<void> {
@@ -140,7 +159,7 @@ async function add(daemon: DaemonProcess, options: object): Promise<void> {
 }
 
 /** What is wrong with replication on one side, or undefined. */
-export async function checkHealth(daemon: DaemonProcess): Promise<string | undefined> {
+export async function checkHealth(daemon: Peer): Promise<string | undefined> {
   const status = (await daemon.execute('query-xen-replication-status')) as {
     error: boolean
     desc?: string

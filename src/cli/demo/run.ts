@@ -175,9 +175,7 @@ class Run {
     const own = journal.now
     if (sabotage) await this.spoil(top)
     const expected = { size, seed, image: disk, checkpoint: this.record.tags, own }
-    const verdict = await verify(top, expected)
-    await top.close()
-    return verdict
+    return verify(top, expected)
   }
 
   /** Writes a block that no journal knows of. */

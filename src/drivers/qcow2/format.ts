@@ -9,7 +9,13 @@
 /** `QFI\xfb`. */
 export const QCOW2_MAGIC = 0x514649fb
 /** incompatible_features bits. */
-export const INCOMPAT = { DIRTY: 1, CORRUPT: 2, DATA_FILE: 4, COMPRESSION: 8, EXTENDED_L2: 16 } as const
+export const INCOMPAT = {
+  DIRTY: 1,
+  CORRUPT: 2,
+  DATA_FILE: 4,
+  COMPRESSION: 8,
+  EXTENDED_L2: 16,
+} as const
 /** All incompatible features understood here. */
 export const INCOMPAT_KNOWN = 0x1f
 /** compatible_features bit 0. */
@@ -58,7 +64,7 @@ export function hiOf(offset: number): number {
 
 /** The low word of an offset. */
 export function loOf(offset: number): number {
-  return offset % TWO_32 >>> 0
+  return (offset % TWO_32) >>> 0
 }
 
 /** A 64-bit number that may exceed 2^53, which then is out of every range anyway. */

@@ -157,7 +157,11 @@ function checkFeatures(view: DataView, version: number, extensions: readonly Ext
   for (let at = 0; names !== undefined && at + 48 <= names.data.length; at += 48) {
     const bit = 1n << BigInt(names.data[at + 1] ?? 0)
     if (names.data[at] !== 0 || (unnamed & bit) === 0n) continue
-    words.push(Buffer.from(names.data.subarray(at + 2, at + 48)).toString().replace(/\0.*$/s, ''))
+    words.push(
+      Buffer.from(names.data.subarray(at + 2, at + 48))
+        .toString()
+        .replace(/\0.*$/s, ''),
+    )
     unnamed &= ~bit
   }
   if (unnamed !== 0n) words.push(`Unknown incompatible feature: ${unnamed.toString(16)}`)
@@ -183,8 +187,7 @@ function checkTables(header: Header, encryption: number, unknownAutoclear: boole
   if (header.reftableClusters === 0) bad('Image does not contain a reference count table')
   if (!aligned(header.reftableOffset)) bad('Reference count table offset invalid')
   if (header.snapshots > MAX_SNAPSHOTS) bad('Snapshot table too large')
-  if (header.snapshots > 0 && !aligned(header.snapshotsOffset))
-    bad('Snapshot table offset invalid')
+  if (header.snapshots > 0 && !aligned(header.snapshotsOffset)) bad('Snapshot table offset invalid')
   if (header.l1Size * 8 > MAX_L1_BYTES) bad('Active L1 table too large')
   if (header.size > Number.MAX_SAFE_INTEGER) bad('Image is too big')
   if (header.l1Size < Math.ceil(header.size / l2Coverage)) bad('L1 table is too small')

@@ -15,10 +15,11 @@ import { BlockError, ioError } from '../../util/errors.ts'
 import { raiseDebugEvent } from '../debug-event.ts'
 import { FifoLock } from './fifo-lock.ts'
 import type { Geometry } from './format.ts'
-import { INCOMPAT, read64, viewOf, write64 } from './format.ts'
+import { INCOMPAT, viewOf, write64 } from './format.ts'
 import type { Header } from './header.ts'
 import { encodeHeader } from './header.ts'
 import { Refcounts } from './refcounts.ts'
+import { decodeTable } from './table-bytes.ts'
 import { TableCache } from './table-cache.ts'
 
 const SECTOR_BYTES = 512
@@ -54,6 +55,8 @@ export class Qcow2Image {
   readonly refcounts: Refcounts
   /** What lies in a metadata cluster, by cluster number. */
   readonly metadata: Map<number, string> = new Map()
+  /** Metadata that stay where they are: snapshot table, inactive L1 tables. */
+  extraMetadata: readonly { what: string; offset: number; bytes: number }[] = []
   /** Host bytes at and beyond this were never written, so they are zero. */
   virginFrom: number
   /** The image may be changed. */
@@ -72,6 +75,9 @@ export class Qcow2Image {
   #nextRequest = 1
   #corruptionTold = false
   #marking: Pending
+  #dirtying: Pending
+  /** Writes to metadata are looked for; off with `overlap-check=none`. */
+  overlapCheck = true
 
   constructor(
     node: BlockNode,
@@ -148,10 +154,25 @@ export class Qcow2Image {
 
   /** Sets the dirty mark before the first change that leaves refcounts behind. */
   async markDirty(): Promise<void> {
+    if (this.#dirtying !== undefined) return this.#dirtying
     if (this.header.version < 3 || (this.header.incompatible & INCOMPAT.DIRTY) !== 0) return
+    this.#dirtying = this.#setDirty()
+    try {
+      await this.#dirtying
+    } finally {
+      this.#dirtying = undefined
+    }
+  }
+
+  async #setDirty(): Promise<void> {
     this.header.incompatible |= INCOMPAT.DIRTY
-    await this.writeFeatures()
-    await this.sync()
+    try {
+      await this.writeFeatures()
+      await this.sync()
+    } catch (error) {
+      this.header.incompatible &= ~INCOMPAT.DIRTY
+      throw error
+    }
   }
 
   /** Takes the dirty mark away; everything else is stable already. */
@@ -180,6 +201,35 @@ export class Qcow2Image {
     this.header.l1Offset = offset
     this.header.l1Size = l1.length / 8
     this.#l1Dirty.clear()
+  }
+
+  /** The whole L1 table in the file may differ from ours. */
+  l1TouchedAll(): void {
+    for (let index = 0; index < this.l1.length / 8; index++) this.l1Touched(index)
+  }
+
+  /** Runs `body` while no write-back runs. */
+  exclusive<T>(body: () => Promise<T>): Promise<T> {
+    return this.#writeLock.run(body)
+  }
+
+  /** Notes anew which clusters hold metadata. */
+  mapMetadata(): void {
+    const { clusterBytes } = this.geometry
+    const note = (offset: number, bytes: number, what: string): void => {
+      const last = Math.ceil((offset + bytes) / clusterBytes)
+      for (let c = Math.floor(offset / clusterBytes); c < last; c++) this.metadata.set(c, what)
+    }
+    this.metadata.clear()
+    for (const table of decodeTable(this.l1))
+      if (table !== 0) note(table, clusterBytes, 'active L2 table')
+    for (const block of this.refcounts.table)
+      if (block !== 0) note(block, clusterBytes, 'refcount block')
+    const { header } = this
+    note(header.reftableOffset, header.reftableClusters * clusterBytes, 'refcount table')
+    note(header.l1Offset, this.l1.length, 'active L1 table')
+    for (const { what, offset, bytes } of this.extraMetadata) note(offset, bytes, what)
+    note(0, clusterBytes, 'qcow2_header')
   }
 
   /** Something of the metadata is not in the file yet, or clusters wait to be given up. */
@@ -294,7 +344,7 @@ export class Qcow2Image {
 
   /** Stops a write that would hit metadata. Errors: EIO, and the image is marked corrupt. */
   checkOverlap(offset: number, bytes: number): void {
-    if (this.data !== this.file) return
+    if (this.data !== this.file || !this.overlapCheck) return
     const { clusterBytes } = this.geometry
     const last = Math.floor((offset + bytes - 1) / clusterBytes)
     for (let c = Math.floor(offset / clusterBytes); c <= last; c++) {
@@ -321,8 +371,7 @@ export class Qcow2Image {
     }
     if (fatal && !this.dead) {
       this.header.incompatible |= INCOMPAT.CORRUPT
-      if (this.header.version >= 3)
-        this.#marking = this.writeFeatures().catch(() => undefined)
+      if (this.header.version >= 3) this.#marking = this.writeFeatures().catch(() => undefined)
       this.dead = true
     }
     return new BlockError('EIO', 'Input/output error', { node: this.node.name }, words)
@@ -331,14 +380,6 @@ export class Qcow2Image {
 
 function tables(bytes: number, tableBytes: number): number {
   return Math.max(4, Math.floor(bytes / tableBytes))
-}
-
-/** Reads a table of 64-bit offsets. */
-export function decodeOffsets(bytes: Uint8Array): number[] {
-  const view = viewOf(bytes)
-  const offsets: number[] = []
-  for (let at = 0; at + 8 <= bytes.length; at += 8) offsets.push(read64(view, at))
-  return offsets
 }
 
 /** Stores a 12-byte header field: a count and an offset that must change together. */

@@ -96,6 +96,24 @@ export class Refcounts {
     this.#hint = Math.max(1, cluster)
   }
 
+  /** A table of another size or place is on its way. */
+  get moving(): boolean {
+    return this.#moved !== undefined
+  }
+
+  /** Writes the whole table, whatever changed. */
+  async writeTable(): Promise<void> {
+    const { header } = this.#host
+    await this.#host.writeMeta(header.reftableOffset, this.#encodeAll(header.reftableClusters))
+  }
+
+  /** Forgets a block that cannot be trusted: its counts are 0 until set. */
+  dropBlock(index: number): void {
+    this.#cache.drop(this.table[index] ?? 0)
+    this.table[index] = 0
+    this.#changed.add(index)
+  }
+
   /** Something waits for `writeOut`. */
   get dirty(): boolean {
     return this.#changed.size > 0 || this.#moved !== undefined || this.#cache.dirty
@@ -191,7 +209,8 @@ export class Refcounts {
     const index = Math.floor(cluster / this.blockEntries)
     for (;;) {
       const offset = this.table[index] ?? 0
-      if (offset === 0) throw new BlockError('CORRUPT_IMAGE', 'A used cluster has no refcount block')
+      if (offset === 0)
+        throw new BlockError('CORRUPT_IMAGE', 'A used cluster has no refcount block')
       const block = this.#cache.peek(offset)
       if (block === undefined) {
         await this.#cache.load(offset)

@@ -142,10 +142,7 @@ export class TableCache {
     for (const table of this.#tables.values()) {
       if (table.dirtyTo <= table.dirtyFrom) continue
       const from = Math.floor(table.dirtyFrom / SECTOR_BYTES) * SECTOR_BYTES
-      const to = Math.min(
-        this.#tableBytes,
-        Math.ceil(table.dirtyTo / SECTOR_BYTES) * SECTOR_BYTES,
-      )
+      const to = Math.min(this.#tableBytes, Math.ceil(table.dirtyTo / SECTOR_BYTES) * SECTOR_BYTES)
       pieces.push({ table, offset: table.offset + from, bytes: table.bytes.slice(from, to) })
       table.dirtyFrom = 0
       table.dirtyTo = 0

@@ -54,7 +54,7 @@ export class Writer {
       let pending: Pending
       let bytes = buf.length - done
       try {
-        if (this.#inPlace(offset + done, bytes)) {
+        if (!this.#image.geometry.extended && this.#inPlace(offset + done, bytes)) {
           bytes = this.#mapping.bytes
           const part = bytes === buf.length ? buf : buf.subarray(done, done + bytes)
           pending = this.#writeData(this.#mapping.host, part)
@@ -75,7 +75,8 @@ export class Writer {
 
   /** The run at `offset` (left in the mapping) is ours alone and nobody works on it. */
   #inPlace(offset: number, bytes: number): boolean {
-    if (this.#claims.length > 0 && this.#conflict(offset, offset + bytes) !== undefined) return false
+    if (this.#claims.length > 0 && this.#conflict(offset, offset + bytes) !== undefined)
+      return false
     const mapping = this.#mapping
     return mapping.lookup(offset, bytes) && mapping.kind === KIND.NORMAL && mapping.copied
   }
@@ -113,10 +114,23 @@ export class Writer {
       // `#inPlace` looks at the first byte only here, so that a long write need not wait as a whole.
       if (this.#inPlace(at, Math.min(part.length, this.#clusterRest(at)))) {
         const bytes = this.#mapping.bytes
-        const pending = this.#writeData(this.#mapping.host, part.subarray(0, bytes))
-        if (pending !== undefined) await pending
+        await this.#overwrite(at, this.#mapping.host, part.subarray(0, bytes))
         done += bytes
       } else done += await this.#writeNew(at, part)
+    }
+  }
+
+  /** With subclusters others may copy the rest of the same cluster, so it is claimed. */
+  async #overwrite(offset: number, host: number, buf: Uint8Array): Promise<void> {
+    const { extended } = this.#image.geometry
+    const last = offset + this.#clusterRest(offset)
+    const { clusterBytes } = this.#image.geometry
+    const release = extended ? this.#claim(last - clusterBytes, last) : undefined
+    try {
+      const pending = this.#writeData(host, buf)
+      if (pending !== undefined) await pending
+    } finally {
+      release?.()
     }
   }
 
@@ -215,8 +229,7 @@ export class Writer {
     const end = offset + data.length
     const head = await this.#old(first, offset, virgin)
     const tail = await this.#old(end, last, virgin)
-    if (head === undefined && tail === undefined)
-      return this.#put(host + (offset - first), data)
+    if (head === undefined && tail === undefined) return this.#put(host + (offset - first), data)
     if (last - first <= MERGE_BYTES) {
       const whole = new Uint8Array(last - first)
       if (head !== undefined) whole.set(head)
@@ -272,7 +285,7 @@ export class Writer {
       const place = host + (at - first)
       const newHi = (COPIED_HI | hiOf(place)) >>> 0
       this.#mapping.store(table, at, newHi, loOf(place), 0, ALL_BITS)
-      if (offsetOf(hi, lo) !== place || (hi & COMPRESSED_HI) !== 0) this.#mapping.release(hi, lo)
+      if (offsetOf(hi, lo) !== place || (hi & COMPRESSED_HI) !== 0) this.#release(hi, lo)
       at += clusterBytes
     }
   }
@@ -286,7 +299,7 @@ export class Writer {
     if (header.autoclear & AUTOCLEAR.RAW_DATA) throw ioError('ENOTSUP', { offset, bytes })
     if (header.version < 3 && !this.#reader.backingIsZero(offset))
       throw ioError('ENOTSUP', { offset, bytes })
-    return this.#eachCluster(offset, bytes, (at) => this.#zeroCluster(at, unmap))
+    return this.#eachCluster(offset, bytes, false, (at) => this.#zeroCluster(at, unmap))
   }
 
   /** Gives whole clusters up: they read as zeroes, or (`full`) show the backing image again. */
@@ -295,11 +308,17 @@ export class Writer {
     const raw = (header.autoclear & AUTOCLEAR.RAW_DATA) !== 0
     const shows = header.version < 3 && !full && !this.#reader.backingIsZero(offset)
     if (raw || shows) return Promise.resolve()
-    return this.#eachCluster(offset, bytes, (at) => this.#discardCluster(at, full))
+    // Giving up what holds nothing would hide the backing image.
+    return this.#eachCluster(offset, bytes, true, (at) => this.#setEmpty(at, full))
   }
 
   /** Runs a step for each cluster that is not plainly empty, with its table ready for a change. */
-  #eachCluster(offset: number, bytes: number, step: (at: number) => void): Promise<void> {
+  #eachCluster(
+    offset: number,
+    bytes: number,
+    skipUnallocated: boolean,
+    step: (at: number) => void,
+  ): Promise<void> {
     const { clusterBytes } = this.#image.geometry
     return this.#numbered(async () => {
       if (this.#image.lazy) await this.#image.markDirty()
@@ -314,8 +333,9 @@ export class Writer {
           await this.#mapping.load(at)
           continue
         }
-        if (this.#empty(at)) {
-          at += this.#emptyBytes(at, offset + bytes)
+        const empty = this.#emptyBytes(at, offset + bytes, skipUnallocated)
+        if (empty > 0) {
+          at += empty
           continue
         }
         if (this.#mapping.writable(at) === undefined) await this.#mapping.makeWritable(at)
@@ -327,15 +347,13 @@ export class Writer {
     })
   }
 
-  /** The run just looked up holds nothing and shows nothing. */
-  #empty(at: number): boolean {
-    return this.#mapping.kind === KIND.UNALLOCATED && this.#reader.backingIsZero(at)
-  }
-
-  #emptyBytes(at: number, end: number): number {
+  /** Bytes of the run just looked up that need no step, in whole clusters. */
+  #emptyBytes(at: number, end: number, skipUnallocated: boolean): number {
     const { clusterBytes } = this.#image.geometry
-    const whole = this.#mapping.bytes - (this.#mapping.bytes % clusterBytes)
-    return at + this.#mapping.bytes >= end ? end - at : Math.max(whole, clusterBytes)
+    const { kind, bytes } = this.#mapping
+    if (kind !== KIND.UNALLOCATED) return 0
+    if (!skipUnallocated && !this.#reader.backingIsZero(at)) return 0
+    return at + bytes >= end ? end - at : bytes - (bytes % clusterBytes)
   }
 
   #zeroCluster(at: number, unmap: boolean): void {
@@ -354,13 +372,6 @@ export class Writer {
     this.#setEmpty(at, false)
   }
 
-  #discardCluster(at: number, full: boolean): void {
-    const { kind } = this.#mapping
-    // Giving up what holds nothing would hide the backing image.
-    if (!full && kind === KIND.UNALLOCATED && !this.#image.geometry.extended) return
-    this.#setEmpty(at, full)
-  }
-
   #setEmpty(at: number, full: boolean): void {
     const table = this.#mapping.writable(at)
     if (table === undefined) return
@@ -369,7 +380,7 @@ export class Writer {
     const zero = !full && this.#image.header.version >= 3
     if (full && !extended && hi === 0 && lo === 0) return
     this.#mapping.store(table, at, 0, zero && !extended ? ZERO_LO : 0, zero ? ALL_BITS : 0, 0)
-    this.#mapping.release(hi, lo)
+    this.#release(hi, lo)
   }
 
   /** Stores whole clusters compressed; what does not shrink is stored as it is. */
@@ -436,6 +447,12 @@ export class Writer {
     const entry = (1n << 62n) | (sectors << shift) | BigInt(host)
     const { hi, lo } = this.#mapping.entry(table, offset)
     this.#mapping.store(table, offset, Number(entry >> 32n), Number(entry & 0xffffffffn), 0, 0)
+    this.#release(hi, lo)
+  }
+
+  #release(hi: number, lo: number): void {
+    // The host cluster that was packed last may be the one that goes.
+    if ((hi & COMPRESSED_HI) !== 0) this.#packedEnd = 0
     this.#mapping.release(hi, lo)
   }
 

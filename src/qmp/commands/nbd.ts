@@ -38,7 +38,12 @@ const exportAdd = union(
     'writethrough?': bool,
   },
   {
-    nbd: { 'name?': str, 'description?': str, 'bitmaps?': list(bitmapRef), 'allocation-depth?': bool },
+    nbd: {
+      'name?': str,
+      'description?': str,
+      'bitmaps?': list(bitmapRef),
+      'allocation-depth?': bool,
+    },
   },
 )
 
@@ -46,7 +51,12 @@ const exportAdd = union(
 export function nbdCommands(graph: BlockGraph, exports: ExportService): CommandTable {
   return {
     'nbd-server-start': command(
-      { addr: socketAddressLegacy, 'tls-creds?': str, 'tls-authz?': str, 'max-connections?': uint32 },
+      {
+        addr: socketAddressLegacy,
+        'tls-creds?': str,
+        'tls-authz?': str,
+        'max-connections?': uint32,
+      },
       (args) => {
         const creds = optionalText(args, 'tls-creds')
         if (creds !== undefined) refuse(`No TLS credentials with id '${creds}'`)
@@ -75,8 +85,8 @@ function modeOf(args: JsonObject): 'safe' | 'hard' {
 
 function serverAddress(args: JsonObject): ServerAddress {
   const { addr } = args
-  if (!isObject(addr) || !isObject(addr['data'])) refuse("Parameter 'addr.data' is missing")
-  const data = addr['data']
+  if (!isObject(addr) || !isObject(addr.data)) refuse("Parameter 'addr.data' is missing")
+  const data = addr.data
   switch (textOf(addr, 'type')) {
     case 'unix':
       return { type: 'unix', path: textOf(data, 'path') }
@@ -92,12 +102,18 @@ function serverAddress(args: JsonObject): ServerAddress {
 function inetAddress(host: string, portText: string, to: number | undefined): ServerAddress {
   const port = /^[0-9]+$/.test(portText) ? Number(portText) : 65536
   if (port > 65535) {
-    refuse(`address resolution failed for ${host}:${portText}: Servname not supported for ai_socktype`)
+    refuse(
+      `address resolution failed for ${host}:${portText}: Servname not supported for ai_socktype`,
+    )
   }
   return to === undefined ? { type: 'inet', host, port } : { type: 'inet', host, port, to }
 }
 
-async function serverAdd(graph: BlockGraph, exports: ExportService, args: JsonObject): Promise<void> {
+async function serverAdd(
+  graph: BlockGraph,
+  exports: ExportService,
+  args: JsonObject,
+): Promise<void> {
   const device = textOf(args, 'device')
   const name = optionalText(args, 'name') ?? device
   const bitmap = optionalText(args, 'bitmap')
@@ -130,7 +146,10 @@ async function exportAddCommand(exports: ExportService, args: JsonObject): Promi
   })
 }
 
-function bitmapName(node: string, bitmap: unknown): { readonly node: string; readonly name: string } {
+function bitmapName(
+  node: string,
+  bitmap: unknown,
+): { readonly node: string; readonly name: string } {
   if (typeof bitmap === 'string') return { node, name: bitmap }
   assert(isObject(bitmap), 'the schema demands a name or an object')
   return { node: textOf(bitmap, 'node'), name: textOf(bitmap, 'name') }

@@ -30,7 +30,9 @@ export function nodeCommands(graph: BlockGraph): CommandTable {
     'blockdev-add': command(blockdevOptions, async (args) => {
       await graph.add(nodeOptions(args))
     }),
-    'blockdev-del': command({ 'node-name': str }, (args) => graph.remove(textOf(args, 'node-name'))),
+    'blockdev-del': command({ 'node-name': str }, (args) =>
+      graph.remove(textOf(args, 'node-name')),
+    ),
     'blockdev-reopen': command({ options: list(blockdevOptions) }, (args) =>
       graph.reopen(listOf(args, 'options').map((options) => reopenEntry(graph, options))),
     ),

@@ -50,7 +50,10 @@ export const RECORDED_KINDS: readonly string[] = [
 
 // Older scripts put the options of a kind into `props`.
 const withProps = Object.fromEntries(
-  Object.entries(VARIANTS).map(([kind, members]) => [kind, { ...members, 'props?': struct(members) }]),
+  Object.entries(VARIANTS).map(([kind, members]) => [
+    kind,
+    { ...members, 'props?': struct(members) },
+  ]),
 )
 
 const objectAdd = union(
@@ -71,7 +74,7 @@ export function objectCommands(objects: ObjectStore): CommandTable {
       objects.get(textOf(args, 'path'), textOf(args, 'property')),
     ),
     'qom-set': command({ path: str, property: str, value: any }, (args) =>
-      objects.set(textOf(args, 'path'), textOf(args, 'property'), args['value'] ?? null),
+      objects.set(textOf(args, 'path'), textOf(args, 'property'), args.value ?? null),
     ),
   }
 }

@@ -17,7 +17,7 @@ export function replicationCommands(replication: ReplicationControl): CommandTab
       { enable: bool, primary: bool, 'failover?': bool },
       async (args) => {
         const enable = flagOf(args, 'enable')
-        if (enable && args['failover'] !== undefined) {
+        if (enable && args.failover !== undefined) {
           refuse("Parameter 'failover' is only for stopping replication")
         }
         if (enable) await replication.startAll(flagOf(args, 'primary') ? 'primary' : 'secondary')

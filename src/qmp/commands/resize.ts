@@ -18,7 +18,9 @@ export async function resizeNode(graph: BlockGraph, node: BlockNode, size: numbe
   node.blockers.check('resize', node.name)
   const driver = node.needDriver()
   if (driver.truncate === undefined) {
-    throw new BlockError('ENOTSUP', 'Image format driver does not support resize', { node: node.name })
+    throw new BlockError('ENOTSUP', 'Image format driver does not support resize', {
+      node: node.name,
+    })
   }
   const backend = await BlockBackend.create(graph, node, {
     perm: PERM.RESIZE,

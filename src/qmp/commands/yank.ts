@@ -44,12 +44,20 @@ export function yankCommands(graph: BlockGraph): CommandTable {
 }
 
 function find(graph: BlockGraph, one: unknown): Yankable {
-  const name = isObject(one) && one['type'] === 'block-node' ? String(one['node-name']) : undefined
+  const name = isObject(one) && one.type === 'block-node' ? String(one['node-name']) : undefined
   const driver = name === undefined ? undefined : graph.find(name)?.driver
   if (!isYankable(driver)) throw new BlockError('DEVICE_NOT_FOUND', 'Instance not found')
-  return driver
+  return driver.client
 }
 
-function isYankable(driver: unknown): driver is Yankable {
-  return typeof driver === 'object' && driver !== null && 'yank' in driver && typeof driver.yank === 'function'
+// A driver whose requests go over a connection shows that connection.
+function isYankable(driver: unknown): driver is { readonly client: Yankable } {
+  if (typeof driver !== 'object' || driver === null || !('client' in driver)) return false
+  const { client } = driver
+  return (
+    typeof client === 'object' &&
+    client !== null &&
+    'yank' in client &&
+    typeof client.yank === 'function'
+  )
 }

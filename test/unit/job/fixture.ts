@@ -1,13 +1,14 @@
 import { AioContext } from '../../../src/aio/aio-context.ts'
 import { BlockBackend } from '../../../src/block/backend.ts'
 import type { BlockdevOptions, DriverDefinition } from '../../../src/block/driver.ts'
-import { PERM } from '../../../src/block/driver.ts'
+import { NO_LIMITS, PERM } from '../../../src/block/driver.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
 import type { BlockNode } from '../../../src/block/node.ts'
 import { commitFilterDriver } from '../../../src/drivers/commit-filter.ts'
 import { memoryDriver } from '../../../src/drivers/memory.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
 import { WorkerPool } from '../../../src/job/pool.ts'
+import type { BlockError } from '../../../src/util/errors.ts'
 import type { JobRegistry } from '../../../src/job/registry.ts'
 
 /** A graph with jobs, and events as strings. */
@@ -69,4 +70,57 @@ export async function readAt(
   const buf = new Uint8Array(bytes)
   await from.pread(offset, buf)
   return buf
+}
+
+/** Whether every byte has one value; cheap, unlike comparing arrays element by element. */
+export function isAll(buf: Uint8Array, value: number): boolean {
+  return Buffer.compare(buf, pattern(value, buf.length)) === 0
+}
+
+/** Lets the host loop turn once. */
+export function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve))
+}
+
+/** Waits, turn by turn, until a condition holds. */
+export async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await turn()
+}
+
+/** A disk in plain memory that no worker can attach; `fail` makes the next writes fail. */
+export interface PlainDisk {
+  readonly definition: DriverDefinition
+  readonly data: Uint8Array
+  readonly fail: BlockError[]
+}
+
+/** Makes one, under the driver name `plain`. */
+export function plainDisk(size: number): PlainDisk {
+  const data = new Uint8Array(size)
+  const fail: BlockError[] = []
+  const definition: DriverDefinition = {
+    name: 'plain',
+    kind: 'protocol',
+    async open() {
+      return {
+        limits: NO_LIMITS,
+        writeFlags: 0,
+        zeroesFlags: 0,
+        length: () => data.length,
+        async pread(offset, buf) {
+          await turn()
+          buf.set(data.subarray(offset, offset + buf.length))
+        },
+        async pwrite(offset, buf) {
+          await turn()
+          const error = fail.shift()
+          if (error !== undefined) throw error
+          data.set(buf, offset)
+        },
+        reopenPrepare: () => ({ commit: () => undefined, abort: () => undefined }),
+        close: () => undefined,
+      }
+    },
+  }
+  return { definition, data, fail }
 }

@@ -17,7 +17,10 @@ class Client {
   constructor() {
     const commands = {
       ...sessionCommands({ names: () => ['a', 'b'], quit: () => undefined }),
-      slow: command({}, () => new Promise<undefined>((resolve) => (this.release = () => resolve(undefined)))),
+      slow: command(
+        {},
+        () => new Promise<undefined>((resolve) => (this.release = () => resolve(undefined))),
+      ),
       gone: command({}, () => {
         throw new BlockError('DEVICE_NOT_FOUND', 'no such thing')
       }),
@@ -55,13 +58,17 @@ const fails = (desc: string, cls = 'GenericError', id?: unknown): Line => ({
 describe('qmp / session / negotiation', () => {
   test('greets at once', async () => {
     const [greeting] = await new Client().heard()
-    expect(greeting).toMatchObject({ QMP: { version: { qemu: { major: 7 } }, capabilities: ['oob'] } })
+    expect(greeting).toMatchObject({
+      QMP: { version: { qemu: { major: 7 } }, capabilities: ['oob'] },
+    })
   })
 
   test('knows nothing else before and no negotiation after', async () => {
     const client = new Client()
     await client.heard()
-    client.say('{"execute":"fast"}{"execute":"nosuch"}{"execute":"qmp_capabilities","arguments":{"foo":1}}')
+    client.say(
+      '{"execute":"fast"}{"execute":"nosuch"}{"execute":"qmp_capabilities","arguments":{"foo":1}}',
+    )
     client.say('{"execute":"qmp_capabilities"}{"execute":"qmp_capabilities"}{"execute":"fast"}')
     expect(await client.heard()).toEqual([
       fails("Expecting capabilities negotiation with 'qmp_capabilities'", 'CommandNotFound'),
@@ -91,8 +98,14 @@ describe('qmp / session / envelope', () => {
     ['5 ', fails('QMP input must be a JSON object')],
     ['{"id":3}', fails("QMP input lacks member 'execute'", 'GenericError', 3)],
     ['{"execute":5}', fails("QMP input member 'execute' must be a string")],
-    ['{"execute":"fast","arguments":null}', fails("QMP input member 'arguments' must be an object")],
-    ['{"execute":"fast","id":3,"bogus":1,"arguments":5}', fails("QMP input member 'bogus' is unexpected", 'GenericError', 3)],
+    [
+      '{"execute":"fast","arguments":null}',
+      fails("QMP input member 'arguments' must be an object"),
+    ],
+    [
+      '{"execute":"fast","id":3,"bogus":1,"arguments":5}',
+      fails("QMP input member 'bogus' is unexpected", 'GenericError', 3),
+    ],
     ['{"exec-oob":"fast"}', fails("QMP input member 'exec-oob' is unexpected")],
     ['{"execute":"nosuch"}', fails('The command nosuch has not been found', 'CommandNotFound')],
     ['{"execute":"toString"}', fails('The command toString has not been found', 'CommandNotFound')],
@@ -135,7 +148,7 @@ describe('qmp / session / order', () => {
 
   test('a flood stops the reading until it is worked off', async () => {
     const client = await new Client().negotiated()
-    client.say('{"execute":"slow"}' + '{"execute":"fast"}'.repeat(100))
+    client.say(`{"execute":"slow"}${'{"execute":"fast"}'.repeat(100)}`)
     expect(client.paused).toBe(true)
     client.release()
     expect(await client.heard()).toHaveLength(101)

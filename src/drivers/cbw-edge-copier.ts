@@ -1,0 +1,44 @@
+/**
+ * Copies clusters through the edges of a copy-before-write filter, on the main thread.
+ *
+ * Invariants:
+ * - The write on the target is serialising: readers of the range are waited for and kept out.
+ * - A buffer belongs to one copy until that copy ended.
+ */
+import type { BlockChild } from '../block/child.ts'
+import { FLAG, STATUS } from '../block/driver.ts'
+import { chainStatus } from '../block/status.ts'
+
+/** Buffers kept for the next copy; more are made while more copies run. */
+const SPARE_BUFFERS = 16
+
+/** See the file's purpose. */
+export class EdgeCopier {
+  readonly #file: BlockChild
+  readonly #target: BlockChild
+  readonly #spare: Uint8Array[] = []
+
+  constructor(file: BlockChild, target: BlockChild) {
+    this.#file = file
+    this.#target = target
+  }
+
+  /** Copies a range; zeroes stay zeroes. */
+  async copy(offset: number, bytes: number): Promise<void> {
+    const status = await chainStatus(this.#file.node, undefined, offset, bytes)
+    const zero = (status.flags & STATUS.ZERO) !== 0 && (status.flags & STATUS.DATA) === 0
+    if (zero && status.bytes >= bytes) {
+      await this.#target.pwriteZeroes(offset, bytes, FLAG.SERIALISING)
+      return
+    }
+    const spare = this.#spare.pop()
+    const whole = spare !== undefined && spare.length >= bytes ? spare : new Uint8Array(bytes)
+    const buf = whole.subarray(0, bytes)
+    try {
+      await this.#file.pread(offset, buf)
+      await this.#target.pwrite(offset, buf, FLAG.SERIALISING)
+    } finally {
+      if (this.#spare.length < SPARE_BUFFERS) this.#spare.push(whole)
+    }
+  }
+}

@@ -1,0 +1,316 @@
+/**
+ * Copy-before-write: before a range of `file` changes, its old content is copied to `target`.
+ *
+ * Invariants:
+ * - No write reaches a cluster of `file` whose old content is not on `target`, in any epoch.
+ * - A copy belongs to the epoch it started in: the epoch moves only while nothing is being copied.
+ * - A failed copy fails only the write that asked for it; its clusters are untouched again.
+ * - A copy excludes every reader of the same range of `target`, which may still be on its way to
+ *   the data below.
+ * - Once protection is lost, every write fails until `rearm`.
+ */
+import type { BlockChild } from '../block/child.ts'
+import type { BlockDriver, BlockdevRef, BlockLimits, DriverDefinition } from '../block/driver.ts'
+import { FLAG, NO_LIMITS, PERM } from '../block/driver.ts'
+import type { BlockNode } from '../block/node.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
+import { CopyMap } from '../sync/copy-map.ts'
+import { asBlockError, BlockError } from '../util/errors.ts'
+import { EdgeCopier } from './cbw-edge-copier.ts'
+
+/** Smallest unit that is copied, in bytes. */
+const CLUSTER_MIN = 65536
+/** Longest run that is copied at once, in bytes; a longer write is copied in turns. */
+const RUN_BYTES = 1024 * 1024
+
+/** Copies a cluster-aligned range from `file` to `target`; used while the range is claimed. */
+export interface ClusterCopier {
+  /** Errors: whatever kept the copy from being complete. */
+  copy(offset: number, bytes: number): Promise<void>
+}
+
+/** What the filter did so far. */
+export interface CopyCounters {
+  /** Bytes copied in the current epoch: how full the target gets until the next checkpoint. */
+  readonly epochBytes: number
+  /** Bytes copied altogether. */
+  readonly totalBytes: number
+  /** Copies that failed. */
+  readonly failures: number
+  /** Clusters that are being copied now. */
+  readonly inFlight: number
+}
+
+interface CbwOptions {
+  readonly breakSnapshot: boolean
+  readonly timeoutMs: number
+}
+
+/** The open filter. Main thread only. */
+export class CopyBeforeWrite implements BlockDriver {
+  readonly limits: BlockLimits = NO_LIMITS
+  readonly writeFlags: number = FLAG.FUA | FLAG.WRITE_UNCHANGED
+  readonly zeroesFlags: number =
+    FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED | FLAG.NO_FALLBACK
+  /** Unit of copying in bytes. */
+  readonly clusterSize: number
+  readonly #node: BlockNode
+  readonly #file: BlockChild
+  readonly #options: CbwOptions
+  readonly #map: CopyMap
+  readonly #edges: ClusterCopier
+  readonly #copies = new Set<Promise<void>>()
+  #copier: ClusterCopier | undefined
+  #lost: BlockError | undefined
+  #snapshotError: BlockError | undefined
+  #epochBytes = 0
+  #totalBytes = 0
+  #failures = 0
+
+  constructor(node: BlockNode, file: BlockChild, target: BlockChild, options: CbwOptions) {
+    this.#node = node
+    this.#file = file
+    this.#options = options
+    this.clusterSize = Math.max(CLUSTER_MIN, target.node.driver?.limits.clusterSize ?? 0)
+    this.#map = CopyMap.create(Math.ceil(file.length() / this.clusterSize))
+    this.#edges = new EdgeCopier(file, target)
+  }
+
+  /** Who copies; absent or undefined: the filter itself, through its edges. */
+  setCopier(copier: ClusterCopier | undefined): void {
+    this.#copier = copier
+  }
+
+  /** Every write fails with this cause from now on. Copies that run are awaited by their writes. */
+  loseProtection(cause: BlockError): void {
+    this.#copier = undefined
+    this.#lost = new BlockError(
+      cause.code === 'ECANCELED' ? 'EIO' : cause.code,
+      `The protection of node '${this.#file.node.name}' is lost: ${cause.message}`,
+      { node: this.#node.name, op: 'copy-before-write' },
+      cause,
+    )
+  }
+
+  /** Writes are protected again, by a new copier or by the filter itself. */
+  rearm(copier?: ClusterCopier): void {
+    this.#copier = copier
+    this.#lost = undefined
+    this.#snapshotError = undefined
+  }
+
+  /** Why writes fail, when protection is lost. */
+  get lost(): BlockError | undefined {
+    return this.#lost
+  }
+
+  /** The copy error that made `target` useless (`on-cbw-error=break-snapshot`). */
+  get snapshotError(): BlockError | undefined {
+    return this.#snapshotError
+  }
+
+  /** What was done so far. */
+  get counters(): CopyCounters {
+    return {
+      epochBytes: this.#epochBytes,
+      totalBytes: this.#totalBytes,
+      failures: this.#failures,
+      inFlight: this.#map.claims,
+    }
+  }
+
+  /** Waits until nothing is being copied. Inside a drained section nothing begins meanwhile. */
+  async whenIdle(): Promise<void> {
+    while (this.#copies.size > 0) await Promise.allSettled(this.#copies)
+  }
+
+  /**
+   * Makes every cluster untouched again: the next epoch. Nothing may be being copied, as after
+   * `whenIdle` in a drained section. One store, whatever was copied.
+   */
+  resetAll(): void {
+    this.#map.bumpEpoch()
+    this.#epochBytes = 0
+  }
+
+  /** `whenIdle`, then `resetAll`. Inside a drained section only. */
+  async checkpoint(): Promise<void> {
+    await this.whenIdle()
+    this.resetAll()
+  }
+
+  length(): number {
+    return this.#file.length()
+  }
+
+  pread(offset: number, buf: Uint8Array): Pending {
+    return this.#file.pread(offset, buf)
+  }
+
+  pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
+    const copied = this.#protect(offset, buf.length, flags)
+    if (copied === undefined) return this.#file.pwrite(offset, buf, flags)
+    return copied.then(() => this.#file.pwrite(offset, buf, flags))
+  }
+
+  pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
+    const copied = this.#protect(offset, bytes, flags)
+    if (copied === undefined) return this.#file.pwriteZeroes(offset, bytes, flags)
+    return copied.then(() => this.#file.pwriteZeroes(offset, bytes, flags))
+  }
+
+  pdiscard(offset: number, bytes: number): Pending {
+    const copied = this.#protect(offset, bytes, 0)
+    if (copied === undefined) return this.#file.pdiscard(offset, bytes)
+    return copied.then(() => this.#file.pdiscard(offset, bytes))
+  }
+
+  async close(): Promise<void> {
+    await this.whenIdle()
+    this.#map.dispose()
+  }
+
+  /** Nothing to wait for when every cluster of the range was copied already. */
+  #protect(offset: number, bytes: number, flags: number): Pending {
+    if ((flags & FLAG.WRITE_UNCHANGED) !== 0) return undefined
+    if (this.#lost !== undefined) throw this.#lost
+    if (this.#snapshotError !== undefined) return undefined
+    const first = Math.floor(offset / this.clusterSize)
+    const last = Math.floor((offset + bytes - 1) / this.clusterSize)
+    for (let cluster = first; cluster <= last; cluster++) {
+      if (this.#map.state(cluster) !== 'copied') return this.#copyFirst(cluster, last)
+    }
+    return undefined
+  }
+
+  async #copyFirst(first: number, last: number): Promise<void> {
+    try {
+      const copied = this.#copyRange(first, last)
+      await (this.#options.timeoutMs > 0 ? this.#limited(copied) : copied)
+    } catch (thrown) {
+      if (!this.#options.breakSnapshot || this.#lost !== undefined) throw thrown
+      this.#snapshotError ??= asBlockError(thrown)
+    }
+    if (this.#lost !== undefined) throw this.#lost
+  }
+
+  /** Ends waiting after the timeout; the copy itself goes on and keeps its claim. */
+  async #limited(copied: Promise<void>): Promise<void> {
+    const { ctx } = this.#node.graph
+    const sleep = ctx.wakeableSleep(this.#options.timeoutMs)
+    let done = false
+    const finished = copied.finally(() => {
+      done = true
+      sleep.wake()
+    })
+    finished.catch(() => undefined)
+    await sleep.done
+    if (!done) {
+      throw new BlockError('ETIMEDOUT', 'The copy before a write took too long', {
+        node: this.#node.name,
+      })
+    }
+    await finished
+  }
+
+  async #copyRange(first: number, last: number): Promise<void> {
+    for (let cluster = first; cluster <= last; ) {
+      const state = this.#map.claim(cluster)
+      if (state === 'copied') {
+        cluster += 1
+      } else if (state === 'claimed') {
+        // Its failure is the failure of whoever claimed it; this write tries for itself.
+        const settled = this.#map.whenSettled(cluster)
+        if (settled !== undefined) await settled
+        if (this.#lost !== undefined) throw this.#lost
+      } else {
+        const end = this.#claimMore(cluster + 1, last)
+        await this.#copyClaimed(cluster, end)
+        cluster = end
+      }
+    }
+  }
+
+  /** Claims the untouched clusters that follow, up to a run's length; answers where it ends. */
+  #claimMore(from: number, last: number): number {
+    const most = Math.max(1, RUN_BYTES / this.clusterSize)
+    let end = from
+    while (end <= last && end - from + 1 < most && this.#map.state(end) === 'untouched') {
+      this.#map.claim(end)
+      end += 1
+    }
+    return end
+  }
+
+  async #copyClaimed(first: number, end: number): Promise<void> {
+    const offset = first * this.clusterSize
+    const bytes = Math.min(end * this.clusterSize, this.#file.length()) - offset
+    const copy = this.#copyAndSettle(first, end, offset, bytes)
+    this.#copies.add(copy)
+    try {
+      await copy
+    } finally {
+      this.#copies.delete(copy)
+    }
+  }
+
+  async #copyAndSettle(first: number, end: number, offset: number, bytes: number): Promise<void> {
+    let copied = false
+    try {
+      await (this.#copier ?? this.#edges).copy(offset, bytes)
+      copied = true
+      this.#epochBytes += bytes
+      this.#totalBytes += bytes
+    } catch (thrown) {
+      this.#failures += 1
+      throw thrown
+    } finally {
+      for (let cluster = first; cluster < end; cluster++) {
+        if (copied) this.#map.complete(cluster)
+        else this.#map.abandon(cluster)
+      }
+    }
+  }
+}
+
+function checked(options: Readonly<Record<string, unknown>>): CbwOptions {
+  const onError = options['on-cbw-error'] ?? 'break-guest-write'
+  if (onError !== 'break-guest-write' && onError !== 'break-snapshot') {
+    throw new BlockError(
+      'EINVAL',
+      `Parameter 'on-cbw-error' does not accept value '${String(onError)}'`,
+    )
+  }
+  const timeout = options['cbw-timeout'] ?? 0
+  if (typeof timeout !== 'number' || !Number.isInteger(timeout) || timeout < 0) {
+    throw new BlockError('EINVAL', "Parameter 'cbw-timeout' expects a number of seconds")
+  }
+  return { breakSnapshot: onError === 'break-snapshot', timeoutMs: timeout * 1000 }
+}
+
+/** `copy-before-write`: options `file`, `target`, `on-cbw-error`, `cbw-timeout` (seconds). */
+export const copyBeforeWriteDriver: DriverDefinition = {
+  name: 'copy-before-write',
+  kind: 'filter',
+  async open(node, options, opener) {
+    for (const name of ['file', 'target']) {
+      if (options[name] !== undefined) continue
+      throw new BlockError('EINVAL', `Parameter '${name}' is missing`)
+    }
+    const cbw = checked(options)
+    const file = await opener.open('file', options.file as BlockdevRef, 'filtered')
+    const target = await opener.open('target', options.target as BlockdevRef, 'target')
+    return new CopyBeforeWrite(node, file, target, cbw)
+  },
+  childPermissions(node, child, above) {
+    if (child.role === 'target') {
+      return { perm: PERM.WRITE, shared: PERM.ALL & ~PERM.RESIZE }
+    }
+    if (node.parents.size === 0) return { perm: 0, shared: PERM.ALL }
+    const reads = (above.perm & PERM.WRITE) !== 0 ? PERM.CONSISTENT_READ : 0
+    return {
+      perm: above.perm | reads,
+      shared: (above.shared | PERM.WRITE_UNCHANGED) & ~(PERM.WRITE | PERM.RESIZE),
+    }
+  },
+}

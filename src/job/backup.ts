@@ -1,0 +1,209 @@
+/**
+ * Backup with `sync=none`: the target keeps what the source's clusters held before they changed.
+ *
+ * Invariants:
+ * - The copy-before-write filter protects from the moment it is in the graph; the job and its
+ *   worker only do the copying for it.
+ * - The job never ends by itself. When it ends, a filter of its own goes with it; a filter that
+ *   belongs to somebody else stays and refuses writes until it is armed again.
+ */
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import { Ring } from '../sync/ring.ts'
+import { BlockError, ioError } from '../util/errors.ts'
+import { WorkerBody } from './body.ts'
+import { type CopyBeforeWriteFilter, copyBeforeWriteOf, insertCopyBeforeWrite } from './cbw.ts'
+import { ClusterClient } from './cluster-client.ts'
+import { ANSWER_SLOTS, COMMAND_SLOTS } from './cluster-server.ts'
+import { describeChain, describeTarget, smallestCluster } from './describe.ts'
+import { JobEdges } from './host.ts'
+import type { Job, JobDriver } from './job.ts'
+import type { WorkerPool } from './pool.ts'
+import type { JobRegistry } from './registry.ts'
+
+/** Commands that may wait for the worker; more writes than this wait for room. */
+const RING_RECORDS = 1024
+
+/** A backup with `sync=none`. */
+export interface BackupOptions {
+  /** Id of the job; absent for an internal one. */
+  readonly jobId?: string | undefined
+  /** Invisible and silent. */
+  readonly internal?: boolean | undefined
+  /** The disk that is protected. */
+  readonly source: BlockNode
+  /** Where old content goes. */
+  readonly target: BlockNode
+  /** The only kind that this function starts. */
+  readonly sync: 'none'
+  /** A filter over `source` that the caller owns and keeps; absent: the job makes its own. */
+  readonly filter?: BlockNode | undefined
+  /** Name of the job's own filter. */
+  readonly filterNodeName?: string | undefined
+  /** Bytes a second that are reported; copies before writes are never delayed. */
+  readonly speed?: number | undefined
+  /** See `JobOptions`. */
+  readonly autoFinalize?: boolean | undefined
+  /** See `JobOptions`. */
+  readonly autoDismiss?: boolean | undefined
+  /** Called once with the result, before the job is concluded. */
+  readonly onDone?: ((error: BlockError | undefined) => void | Promise<void>) | undefined
+}
+
+/** A backup that runs. */
+export interface RunningBackup {
+  readonly job: Job
+  /** The node of the filter. */
+  readonly filterNode: BlockNode
+  /** The filter: `checkpoint`, `counters` and so on. */
+  readonly filter: CopyBeforeWriteFilter
+  /** The thread that copies; undefined when the filter copies by itself. */
+  readonly body: WorkerBody | undefined
+}
+
+/** The checks before anything changes, in their order. Errors: EINVAL, EBUSY. */
+export function checkBackup(source: BlockNode, target: BlockNode): void {
+  if (source === target) {
+    throw new BlockError('EINVAL', 'Source and target cannot be the same')
+  }
+  for (const node of [source, target]) {
+    if (node.driver === undefined) {
+      throw new BlockError('ENOMEDIUM', `Device is not inserted: ${node.name}`)
+    }
+  }
+  source.blockers.check('backup-source', source.name)
+  target.blockers.check('backup-target', target.name)
+  if (source.length() !== target.length()) {
+    throw new BlockError('EINVAL', 'Source and target image have different sizes')
+  }
+}
+
+/** Creates and starts a backup with `sync=none`. Nothing stays changed when it throws. */
+export async function startBackup(
+  graph: BlockGraph,
+  registry: JobRegistry,
+  pool: WorkerPool,
+  options: BackupOptions,
+): Promise<RunningBackup> {
+  const { source, target } = options
+  registry.checkId(options.jobId, options.internal ?? false)
+  checkBackup(source, target)
+  const own = options.filter === undefined
+  const filterNode =
+    options.filter ??
+    (await insertCopyBeforeWrite(graph, source, target, options.filterNodeName))
+  const driver = new NoneBackup(graph, filterNode, own)
+  let job: Job
+  try {
+    await driver.open(pool, source, target)
+    job = registry.create({
+      id: options.jobId,
+      internal: options.internal,
+      driver,
+      autoFinalize: options.autoFinalize,
+      autoDismiss: options.autoDismiss,
+      speed: options.speed,
+      onDone: options.onDone,
+    })
+  } catch (thrown) {
+    await driver.clean()
+    throw thrown
+  }
+  await driver.adopt(job, [
+    [filterNode, 'main node'],
+    [target, 'target'],
+  ])
+  job.start()
+  return { job, filterNode, filter: driver.filter, body: driver.body }
+}
+
+class NoneBackup implements JobDriver {
+  readonly type = 'backup'
+  readonly filter: CopyBeforeWriteFilter
+  readonly #graph: BlockGraph
+  readonly #filterNode: BlockNode
+  readonly #own: boolean
+  #edges: JobEdges | undefined
+  #client: ClusterClient | undefined
+  #death: BlockError | undefined
+  #job: Job | undefined
+  body: WorkerBody | undefined
+
+  constructor(graph: BlockGraph, filterNode: BlockNode, own: boolean) {
+    this.#graph = graph
+    this.#filterNode = filterNode
+    this.#own = own
+    this.filter = copyBeforeWriteOf(filterNode)
+  }
+
+  /** Lets a worker copy where it can reach both disks; else the filter copies by itself. */
+  async open(pool: WorkerPool, source: BlockNode, target: BlockNode): Promise<void> {
+    const layers = describeChain(source, undefined)
+    const piece = smallestCluster(source, undefined, this.filter.clusterSize)
+    const written = describeTarget(target, piece)
+    if (layers === undefined || written === undefined || written.kind !== 'memory') {
+      this.filter.rearm()
+      return
+    }
+    const commands = Ring.create(RING_RECORDS, COMMAND_SLOTS)
+    const answers = Ring.create(RING_RECORDS, ANSWER_SLOTS)
+    const body = await WorkerBody.start(pool, {
+      source: { kind: 'attached', layers },
+      target: { kind: 'attached', layers: [written] },
+      proxies: [],
+      clusters: { commands: commands.description, answers: answers.description },
+      skipUnallocated: false,
+      speed: 0,
+    })
+    const client = new ClusterClient({
+      commands,
+      answers,
+      target,
+      takeError: (id) => body.call((api) => api.takeError(id)),
+    })
+    this.body = body
+    this.#client = client
+    this.filter.rearm(client)
+    body.onDeath((cause) => this.#died(cause))
+  }
+
+  /** Ties the job to its nodes; a job that cannot be tied is ended. */
+  async adopt(
+    job: Job,
+    nodes: readonly (readonly [BlockNode, string])[],
+  ): Promise<void> {
+    this.#job = job
+    this.#edges = new JobEdges(this.#graph, job)
+    job.progressSource = () => {
+      job.current = this.filter.counters.totalBytes
+      job.total = Math.max(job.current, this.#filterNode.driver?.length() ?? 0)
+    }
+    try {
+      for (const [node, name] of nodes) await this.#edges.add(node, name)
+    } catch (thrown) {
+      await job.cancelSync()
+      throw thrown
+    }
+  }
+
+  async run(job: Job): Promise<void> {
+    while (!job.forceCancelled && this.#death === undefined) await job.waitKick()
+    if (this.#death !== undefined) throw this.#death
+  }
+
+  async clean(): Promise<void> {
+    this.#edges?.detachAll()
+    if (this.#own) await this.#graph.removeFilter(this.#filterNode)
+    // Somebody else's filter must not let a write pass unprotected because its job is gone.
+    else this.filter.loseProtection(this.#death ?? this.#job?.error ?? ioError('ECANCELED'))
+    this.#client?.close()
+    await this.body?.finish()
+  }
+
+  #died(cause: BlockError): void {
+    this.#death = cause
+    this.filter.loseProtection(cause)
+    this.#client?.fail(cause)
+    this.#job?.kick()
+  }
+}

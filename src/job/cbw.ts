@@ -1,0 +1,63 @@
+/**
+ * What jobs and replication know of a copy-before-write filter.
+ *
+ * Invariants:
+ * - A node qualifies by what its driver can do, so this room needs no driver's file.
+ */
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import { BlockError } from '../util/errors.ts'
+
+/** Copies a claimed range from the source to the target. */
+export interface ClusterCopier {
+  /** Errors: whatever kept the copy from being complete. */
+  copy(offset: number, bytes: number): Promise<void>
+}
+
+/** The filter's own surface; see the driver for each member. */
+export interface CopyBeforeWriteFilter {
+  readonly clusterSize: number
+  readonly lost: BlockError | undefined
+  readonly counters: {
+    readonly epochBytes: number
+    readonly totalBytes: number
+    readonly failures: number
+    readonly inFlight: number
+  }
+  setCopier(copier: ClusterCopier | undefined): void
+  loseProtection(cause: BlockError): void
+  rearm(copier?: ClusterCopier): void
+  whenIdle(): Promise<void>
+  resetAll(): void
+  checkpoint(): Promise<void>
+}
+
+function isFilter(driver: object): driver is CopyBeforeWriteFilter {
+  return 'loseProtection' in driver && 'resetAll' in driver && 'setCopier' in driver
+}
+
+/** The filter of a node. Error (EINVAL): the node is none. */
+export function copyBeforeWriteOf(node: BlockNode): CopyBeforeWriteFilter {
+  const driver = node.needDriver()
+  if (isFilter(driver)) return driver
+  throw new BlockError('EINVAL', `Node '${node.name}' is no copy-before-write filter`)
+}
+
+/** Puts a filter over `source` that copies to `target`; the caller holds its reference. */
+export function insertCopyBeforeWrite(
+  graph: BlockGraph,
+  source: BlockNode,
+  target: BlockNode,
+  nodeName?: string,
+): Promise<BlockNode> {
+  return graph.insertFilter(
+    {
+      driver: 'copy-before-write',
+      file: source.name,
+      target: target.name,
+      'read-only': source.readOnly,
+      ...(nodeName === undefined ? {} : { 'node-name': nodeName }),
+    },
+    source,
+  )
+}

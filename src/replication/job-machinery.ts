@@ -1,0 +1,97 @@
+/**
+ * The machinery of replication out of jobs: an internal backup protects, an internal commit merges.
+ *
+ * Invariants:
+ * - The filter belongs to the protection, not to the backup job: when the job is lost the filter
+ *   stays and refuses writes, and the next checkpoint starts a new job for it.
+ * - Neither job is visible or sends events.
+ */
+import type { BlockNode } from '../block/node.ts'
+import { startBackup, type RunningBackup } from '../job/backup.ts'
+import { copyBeforeWriteOf, insertCopyBeforeWrite } from '../job/cbw.ts'
+import { startCommit } from '../job/commit.ts'
+import type { WorkerPool } from '../job/pool.ts'
+import type { JobRegistry } from '../job/registry.ts'
+import type { BlockError } from '../util/errors.ts'
+import type { Merge, Protection, ReplicationMachinery } from './machinery.ts'
+
+/** Makes the machinery over a registry of jobs and the pool their bodies run in. */
+export function makeJobMachinery(
+  jobs: JobRegistry,
+  pool: () => WorkerPool,
+): ReplicationMachinery {
+  return {
+    protect: (source, target) => protect(jobs, pool(), source, target),
+    merge: (top, base) => merge(jobs, pool(), top, base),
+  }
+}
+
+async function protect(
+  jobs: JobRegistry,
+  pool: WorkerPool,
+  source: BlockNode,
+  target: BlockNode,
+): Promise<Protection> {
+  const { graph } = source
+  const filterNode = await insertCopyBeforeWrite(graph, source, target)
+  const filter = copyBeforeWriteOf(filterNode)
+  const start = (): Promise<RunningBackup> =>
+    startBackup(graph, jobs, pool, {
+      internal: true,
+      source,
+      target,
+      sync: 'none',
+      filter: filterNode,
+    })
+  let backup: RunningBackup
+  try {
+    backup = await start()
+  } catch (error) {
+    await graph.removeFilter(filterNode)
+    throw error
+  }
+  return {
+    filter: filterNode,
+    get lost(): BlockError | undefined {
+      return filter.lost
+    },
+    get copiedBytes(): number {
+      return filter.counters.epochBytes
+    },
+    async checkpoint(): Promise<void> {
+      await filter.whenIdle()
+      if (filter.lost !== undefined) backup = await start()
+      filter.resetAll()
+    },
+    async remove(): Promise<void> {
+      await backup.job.cancelSync()
+      await graph.removeFilter(filterNode)
+    },
+  }
+}
+
+async function merge(
+  jobs: JobRegistry,
+  pool: WorkerPool,
+  top: BlockNode,
+  base: BlockNode,
+): Promise<Merge> {
+  let end: (error: BlockError | undefined) => void = () => undefined
+  const ended = new Promise<BlockError | undefined>((resolve) => {
+    end = resolve
+  })
+  const job = await startCommit(top.graph, jobs, pool, {
+    internal: true,
+    top,
+    base,
+    autoComplete: true,
+    onDone: (error) => end(error),
+  })
+  return {
+    ended,
+    async cancel(): Promise<void> {
+      await job.cancelSync()
+      await ended
+    },
+  }
+}

@@ -1,0 +1,287 @@
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { AioContext } from '../../../src/aio/aio-context.ts'
+import { BlockGraph } from '../../../src/block/graph.ts'
+import { jobRegistry } from '../../../src/job/host.ts'
+import type { CommandTable } from '../../../src/qmp/command.ts'
+import { isObject, type JsonObject, type JsonValue } from '../../../src/qmp/json.ts'
+import { allCommands } from '../../../src/qmp/monitor.ts'
+import { ObjectStore } from '../../../src/qmp/objects.ts'
+import { RunState } from '../../../src/qmp/run-state.ts'
+import { validate } from '../../../src/qmp/schema.ts'
+import type { ReplicationControl } from '../../../src/qmp/services.ts'
+import { builtinDrivers } from '../../../src/runtime-drivers.ts'
+import { Exports } from '../../../src/runtime-exports.ts'
+import { objectKinds } from '../../../src/runtime-objects.ts'
+import { BlockError } from '../../../src/util/errors.ts'
+
+let graph: BlockGraph
+let commands: CommandTable
+let exports: Exports
+let calls: string[]
+let broken: BlockError | undefined
+
+const replication: ReplicationControl = {
+  startAll: async (mode) => void calls.push(`start ${mode}`),
+  checkpointAll: async () => void calls.push('checkpoint'),
+  stopAll: async (failover) => void calls.push(`stop ${failover}`),
+  getErrorAll: () => {
+    if (broken !== undefined) throw broken
+  },
+}
+
+beforeEach(() => {
+  calls = []
+  broken = undefined
+  graph = new BlockGraph({ ctx: new AioContext(), drivers: builtinDrivers() })
+  exports = new Exports(graph)
+  commands = allCommands({
+    graph,
+    jobs: jobRegistry(graph),
+    exports,
+    replication,
+    objects: new ObjectStore(objectKinds()),
+    runState: new RunState(graph.events),
+    quit: () => void calls.push('quit'),
+  })
+  graph.events.onAny((name, data) => calls.push(`${name} ${JSON.stringify(data)}`))
+})
+
+afterEach(async () => {
+  await exports.close()
+  await graph.close()
+  await graph.ctx.close()
+})
+
+const session = { negotiate: () => undefined, finish: () => undefined }
+
+async function run(name: string, args: JsonObject = {}): Promise<JsonValue> {
+  const found = commands[name]
+  if (found === undefined) throw new Error(`no command ${name}`)
+  return (await found.run(validate(found.schema, args), session)) ?? {}
+}
+
+async function refused(name: string, args: JsonObject = {}): Promise<string> {
+  return run(name, args).then(
+    () => 'accepted',
+    (error: unknown) =>
+      error instanceof BlockError ? error.message : `not a BlockError: ${String(error)}`,
+  )
+}
+
+const memory = (name: string): JsonObject => ({ driver: 'memory', 'node-name': name, size: 65536 })
+
+describe('qmp / commands / nodes', () => {
+  test('newest node first, with its image', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', { driver: 'raw', 'node-name': 'b', file: 'a' })
+    const nodes = await run('query-named-block-nodes', { flat: true })
+    expect(nodes).toMatchObject([
+      { 'node-name': 'b', drv: 'raw', ro: false, image: { 'virtual-size': 65536, format: 'raw' } },
+      { 'node-name': 'a', drv: 'memory', backing_file_depth: 0 },
+    ])
+  })
+
+  test('a backing image is counted and shown inside', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', { ...memory('b'), backing: 'a' })
+    const nodes = await run('query-named-block-nodes')
+    expect(nodes).toMatchObject([
+      { 'node-name': 'b', backing_file_depth: 1, image: { 'backing-image': { format: 'memory' } } },
+      {},
+    ])
+  })
+
+  test('names and drivers are refused in the words of the protocol', async () => {
+    await run('blockdev-add', memory('a'))
+    expect(await refused('blockdev-add', memory('a'))).toBe("Duplicate nodes with node-name='a'")
+    expect(await refused('blockdev-add', memory('0a'))).toBe("Invalid node-name: '0a'")
+    expect(await refused('blockdev-add', { driver: 'null-co' })).toBe(
+      "'node-name' must be specified for the root node",
+    )
+    expect(await refused('blockdev-add', { driver: 'blkreplay', 'node-name': 'x' })).toBe(
+      "Unknown driver 'blkreplay'",
+    )
+    expect(await refused('blockdev-del', { 'node-name': 'nope' })).toBe(
+      "Failed to find node with node-name='nope'",
+    )
+  })
+
+  test('x-blockdev-change refuses what cannot be', async () => {
+    await run('blockdev-add', memory('n0'))
+    await run('blockdev-add', { driver: 'raw', 'node-name': 'r0', file: 'n0' })
+    const change = (args: JsonObject) => refused('x-blockdev-change', args)
+    expect(await change({ parent: 'nope' })).toBe("Cannot find device='nope' nor node-name='nope'")
+    expect(await change({ parent: 'n0' })).toBe('Either child or node must be specified')
+    expect(await change({ parent: 'n0', node: 'a', child: 'b' })).toBe(
+      'The parameters child and node are in conflict',
+    )
+    expect(await change({ parent: 'n0', node: 'r0' })).toBe(
+      'The node n0 does not support adding a child',
+    )
+    expect(await change({ parent: 'n0', node: 'nope' })).toBe("Node 'nope' not found")
+    expect(await change({ parent: 'r0', child: 'file' })).toBe(
+      'The node r0 does not support removing a child',
+    )
+    expect(await change({ parent: 'r0', child: 'zz' })).toBe("Node 'r0' does not have child 'zz'")
+  })
+
+  test('block_resize checks the size and the driver', async () => {
+    await run('blockdev-add', { driver: 'null-co', 'node-name': 'n', size: 65536 })
+    const resize = (size: number, name = 'n') =>
+      refused('block_resize', { 'node-name': name, size })
+    expect(await resize(-5, 'x')).toBe("Cannot find device='' nor node-name='x'")
+    expect(await resize(-5)).toBe("Parameter 'size' expects a >0 size")
+    expect(await resize(5)).toBe('The new size must be a multiple of 512')
+    expect(await resize(512)).toBe('Image format driver does not support resize')
+  })
+
+  test('blockdev-reopen needs names that exist', async () => {
+    expect(await refused('blockdev-reopen', { options: [{ driver: 'null-co' }] })).toBe(
+      'node-name not specified',
+    )
+    expect(await refused('blockdev-reopen', { options: [memory('nope')] })).toBe(
+      "Failed to find node with node-name='nope'",
+    )
+  })
+})
+
+describe('qmp / commands / exports', () => {
+  const addr = { type: 'inet', data: { host: '127.0.0.1', port: '0' } }
+
+  test('a server runs once and its exports have ids and names of their own', async () => {
+    await run('blockdev-add', memory('a'))
+    expect(await refused('nbd-server-stop')).toBe('NBD server not running')
+    expect(await refused('nbd-server-add', { device: 'a' })).toBe('NBD server not running')
+    await run('nbd-server-start', { addr })
+    expect(await refused('nbd-server-start', { addr })).toBe('NBD server already running')
+    await run('nbd-server-add', { device: 'a', writable: true })
+    expect(await refused('nbd-server-add', { device: 'a' })).toBe(
+      "Block export id 'a' is already in use",
+    )
+    expect(await refused('nbd-server-add', { device: 'nope' })).toBe(
+      "Cannot find device='nope' nor node-name='nope'",
+    )
+    const add = { type: 'nbd', id: 'e1', 'node-name': 'a' }
+    expect(await refused('block-export-add', add)).toBe("NBD server already has export named 'a'")
+    await run('block-export-add', { ...add, name: 'other' })
+    expect(await refused('block-export-add', { ...add, id: '5' })).toBe('Invalid block export id')
+    expect(await refused('block-export-add', { ...add, id: 'e2', 'node-name': 'nope' })).toBe(
+      "Cannot find device='' nor node-name='nope'",
+    )
+    expect(await run('query-block-exports')).toEqual([
+      { id: 'e1', type: 'nbd', 'node-name': 'a', 'shutting-down': false },
+      { id: 'a', type: 'nbd', 'node-name': 'a', 'shutting-down': false },
+    ])
+    expect(await refused('blockdev-del', { 'node-name': 'a' })).toBe('Node a is in use')
+  })
+
+  test('an export that ends says so before the command returns', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('nbd-server-start', { addr })
+    await run('block-export-add', { type: 'nbd', id: 'e1', 'node-name': 'a' })
+    await run('nbd-server-add', { device: 'a', name: 'second' })
+    await run('block-export-del', { id: 'e1' })
+    expect(calls).toEqual(['BLOCK_EXPORT_DELETED {"id":"e1"}'])
+    expect(await refused('block-export-del', { id: 'e1' })).toBe("Export 'e1' is not found")
+    await run('nbd-server-stop')
+    expect(calls).toEqual([
+      'BLOCK_EXPORT_DELETED {"id":"e1"}',
+      'BLOCK_EXPORT_DELETED {"id":"second"}',
+    ])
+    await run('blockdev-del', { 'node-name': 'a' })
+  })
+})
+
+describe('qmp / commands / replication', () => {
+  test('orders reach the registry', async () => {
+    await run('xen-set-replication', { enable: true, primary: false })
+    await run('xen-colo-do-checkpoint')
+    await run('xen-set-replication', { enable: false, primary: true, failover: true })
+    expect(calls).toEqual(['start secondary', 'checkpoint', 'stop true'])
+  })
+
+  test('failover belongs to stopping', async () => {
+    expect(
+      await refused('xen-set-replication', { enable: true, primary: true, failover: false }),
+    ).toBe("Parameter 'failover' is only for stopping replication")
+  })
+
+  test('the status never fails', async () => {
+    expect(await run('query-xen-replication-status')).toEqual({ error: false })
+    broken = new BlockError('EIO', 'I/O error occurred')
+    expect(await run('query-xen-replication-status')).toEqual({
+      desc: 'I/O error occurred',
+      error: true,
+    })
+  })
+})
+
+describe('qmp / commands / jobs, objects, state', () => {
+  test('unknown jobs have two classes of refusal', async () => {
+    expect(await refused('job-cancel', { id: 'j' })).toBe('Job not found')
+    expect(await refused('block-job-set-speed', { device: 'j', speed: -1 })).toBe(
+      "Block job 'j' not found",
+    )
+    expect(await run('query-jobs')).toEqual([])
+    expect(await run('query-block-jobs')).toEqual([])
+  })
+
+  test('objects live under their path', async () => {
+    await run('object-add', { 'qom-type': 'iothread', id: 'i0', props: { 'poll-max-ns': 7 } })
+    expect(await run('qom-get', { path: '/objects/i0', property: 'poll-max-ns' })).toBe(7)
+    expect(await run('qom-get', { path: 'i0', property: 'type' })).toBe('iothread')
+    expect(await refused('qom-get', { path: '/objects/i0', property: 'x' })).toBe(
+      "Property 'iothread.x' not found",
+    )
+    expect(await refused('qom-list', { path: '/objects/rew0' })).toBe(
+      "Device '/objects/rew0' not found",
+    )
+    const listed = await run('qom-list', { path: '/objects' })
+    expect(listed).toContainEqual({ name: 'i0', type: 'child<iothread>' })
+    expect(await refused('object-add', { 'qom-type': 'iothread', id: 'i0' })).toBe(
+      "attempt to add duplicate property 'i0' to object (type 'container')",
+    )
+    await run('object-del', { id: 'i0' })
+    expect(await refused('object-del', { id: 'i0' })).toBe("object 'i0' not found")
+    expect(await refused('object-add', { 'qom-type': 'iothread', id: '5x' })).toBe(
+      "Parameter 'id' expects an identifier",
+    )
+  })
+
+  test('secrets need exactly one source and keep it', async () => {
+    const add = (options: JsonObject) =>
+      refused('object-add', { 'qom-type': 'secret', id: 's', ...options })
+    expect(await add({})).toBe("Either 'file' or 'data' must be provided")
+    expect(await add({ file: 'x', data: 'y' })).toBe("'file' and 'data' are mutually exclusive")
+    expect(await add({ data: '!', format: 'base64' })).toBe(
+      'Base64 data contains invalid characters',
+    )
+    expect(await add({ data: 'hush' })).toBe('accepted')
+    expect(await refused('qom-get', { path: 's', property: 'data' })).toBe(
+      "Property 'secret.data' not found",
+    )
+  })
+
+  test('stop and cont are told once', async () => {
+    for (const name of ['stop', 'stop', 'cont', 'cont']) await run(name)
+    expect(calls).toEqual(['STOP {}', 'RESUME {}'])
+    expect(await run('query-status')).toEqual({
+      running: true,
+      singlestep: false,
+      status: 'running',
+    })
+  })
+
+  test('yank knows only connections', async () => {
+    await run('blockdev-add', memory('a'))
+    const instances = [{ type: 'block-node', 'node-name': 'a' }]
+    expect(await refused('yank', { instances })).toBe('Instance not found')
+    expect(await run('query-yank')).toEqual([])
+  })
+
+  test('every command has a schema for objects and a name of its own', async () => {
+    const names = await run('query-commands')
+    expect(Array.isArray(names) && names.every((entry) => isObject(entry))).toBe(true)
+    expect(Object.keys(commands).length).toBeGreaterThan(40)
+  })
+})
