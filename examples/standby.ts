@@ -1,27 +1,23 @@
 import { Runtime } from '../src/index.ts'
 
-const size = 64 * 1024 * 1024
+const memory = { driver: 'memory', size: 64 * 1024 * 1024 }
+const hidden = { ...memory, 'node-name': 'hidden', backing: 'local' }
+const active = { ...memory, 'node-name': 'active', backing: hidden }
+const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top' }
+
 await using standby = await Runtime.create()
-const local = { driver: 'memory', 'node-name': 'local', size }
-const hidden = { driver: 'memory', 'node-name': 'hidden', size, backing: 'local' }
-const active = { driver: 'memory', 'node-name': 'active', size, backing: hidden }
-await standby.addNode(local)
-await standby.addNode({
-  driver: 'replication',
-  'node-name': 'top',
-  mode: 'secondary',
-  'top-id': 'top',
-  file: active,
-})
-await using replica = await standby.openBackend('local') // what the primary sends arrives here
-await using guest = await standby.openBackend('top') // what our own guest sees
+await standby.addNode({ ...memory, 'node-name': 'local' })
+await standby.addNode({ ...role, 'node-name': 'top', file: active })
+const replica = await standby.openBackend('local') // what the primary sends arrives here
+const guest = await standby.openBackend('top') // what our own guest sees
 await standby.replication.startAll('secondary')
 
 await replica.pwrite(0, Buffer.from('from the primary'))
 await standby.replication.checkpointAll()
 await replica.pwrite(0, Buffer.from('never checkpointed'))
-await standby.replication.stopAll(true)
+await standby.replication.stopAll(true) // the primary is dead: take over
 
 const seen = Buffer.alloc(16)
 await guest.pread(0, seen)
 console.log(seen.toString()) // from the primary
+for (const disk of [guest, replica]) await disk.close()

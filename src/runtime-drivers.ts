@@ -5,12 +5,14 @@
  * - Every driver with a room of its own in `src/drivers` is on the list.
  */
 import type { DriverDefinition } from './block/driver.ts'
+import { blkdebugDriver } from './drivers/blkdebug.ts'
 import { commitFilterDriver } from './drivers/commit-filter.ts'
 import { copyBeforeWriteDriver } from './drivers/copy-before-write.ts'
 import { fileDriver } from './drivers/file.ts'
 import { memoryDriver } from './drivers/memory.ts'
 import { nbdDriver } from './drivers/nbd.ts'
 import { nullAioDriver, nullCoDriver } from './drivers/null.ts'
+import { qcow2Driver } from './drivers/qcow2/driver.ts'
 import { quorumDriver } from './drivers/quorum.ts'
 import { rawDriver } from './drivers/raw.ts'
 
@@ -20,8 +22,10 @@ export function builtinDrivers(): DriverDefinition[] {
     memoryDriver,
     fileDriver,
     rawDriver,
+    qcow2Driver,
     quorumDriver,
     nbdDriver,
+    blkdebugDriver,
     copyBeforeWriteDriver,
     commitFilterDriver,
     nullCoDriver,

@@ -174,6 +174,7 @@ export class Runtime implements AsyncDisposable {
     return {
       graph,
       jobs,
+      pool: this.#pool,
       exports,
       replication: this.replication,
       objects: new ObjectStore(objectKinds()),

@@ -202,6 +202,8 @@ export interface BlockDriver {
   makeEmpty?(): MaybePromise<void>
   /** Changes the length. */
   truncate?(size: number): MaybePromise<void>
+  /** The image can keep named dirty bitmaps. */
+  readonly storesBitmaps?: boolean
   /** Called on the node's first quiesce and last unquiesce. */
   drainBegin?(): void
   drainEnd?(): void

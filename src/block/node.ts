@@ -16,6 +16,7 @@ import { OpBlockers } from './blockers.ts'
 import type { BlockChild, EdgeOwner } from './child.ts'
 import type { BlockDriver, BlockdevOptions, DriverDefinition } from './driver.ts'
 import type { BlockGraph } from './graph.ts'
+import { NodeBitmaps } from './named-bitmap.ts'
 import { TrackedRequests } from './tracked.ts'
 
 /** Called after a write-class request ended, successfully or not. */
@@ -60,6 +61,8 @@ export class BlockNode implements EdgeOwner {
   readonly tracked: TrackedRequests = new TrackedRequests()
   /** Told of every write-class request after it ended (dirty bitmaps). */
   readonly writeListeners: Set<WriteListener> = new Set()
+  /** Named dirty bitmaps. */
+  readonly bitmaps: NodeBitmaps = new NodeBitmaps(this)
   /** Counts ended writes; flush compares. */
   writeGeneration = 0
   /** The generation that the last successful flush covered. */

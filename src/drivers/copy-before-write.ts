@@ -50,8 +50,7 @@ interface CbwOptions {
 export class CopyBeforeWrite implements BlockDriver {
   readonly limits: BlockLimits = NO_LIMITS
   readonly writeFlags: number = FLAG.FUA | FLAG.WRITE_UNCHANGED
-  readonly zeroesFlags: number =
-    FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED | FLAG.NO_FALLBACK
+  readonly zeroesFlags: number = FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED | FLAG.NO_FALLBACK
   /** Unit of copying in bytes. */
   readonly clusterSize: number
   readonly #node: BlockNode

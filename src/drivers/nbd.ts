@@ -13,6 +13,8 @@ import {
   type DriverDefinition,
   FLAG,
   NO_LIMITS,
+  type PreparedReopen,
+  type ReopenTarget,
   STATUS,
 } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
@@ -117,6 +119,18 @@ export class NbdDisk implements BlockDriver {
     const data = (status.bits & NBD_STATE.HOLE) === 0 ? STATUS.DATA : 0
     const zero = (status.bits & NBD_STATE.ZERO) === 0 ? 0 : STATUS.ZERO
     return { flags: data | zero | STATUS.OFFSET_VALID, bytes: status.bytes, map: offset }
+  }
+
+  /** Read-only may change as far as the export allows; where the disk is may not. */
+  reopenPrepare(target: ReopenTarget): PreparedReopen {
+    const uri = nbdUri(addressOf(target.options), textOption(target.options, 'export') ?? '')
+    if (uri !== this.#uri) {
+      throw new BlockError('EINVAL', 'The server and export of an NBD node cannot be changed')
+    }
+    if (!target.readOnly && this.client.readOnly) {
+      throw new BlockError('EACCES', 'NBD export is read-only: Permission denied')
+    }
+    return { commit: () => undefined, abort: () => undefined }
   }
 
   filename(): string {

@@ -17,7 +17,8 @@ import { ClusterClient } from './cluster-client.ts'
 import { ANSWER_SLOTS, COMMAND_SLOTS } from './cluster-server.ts'
 import { describeChain, describeTarget, smallestCluster } from './describe.ts'
 import { JobEdges } from './host.ts'
-import type { Job, JobDriver } from './job.ts'
+import type { Job } from './job.ts'
+import type { JobDriver } from './job-types.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
 
@@ -90,8 +91,7 @@ export async function startBackup(
   checkBackup(source, target)
   const own = options.filter === undefined
   const filterNode =
-    options.filter ??
-    (await insertCopyBeforeWrite(graph, source, target, options.filterNodeName))
+    options.filter ?? (await insertCopyBeforeWrite(graph, source, target, options.filterNodeName))
   const driver = new NoneBackup(graph, filterNode, own)
   let job: Job
   try {
@@ -168,10 +168,7 @@ class NoneBackup implements JobDriver {
   }
 
   /** Ties the job to its nodes; a job that cannot be tied is ended. */
-  async adopt(
-    job: Job,
-    nodes: readonly (readonly [BlockNode, string])[],
-  ): Promise<void> {
+  async adopt(job: Job, nodes: readonly (readonly [BlockNode, string])[]): Promise<void> {
     this.#job = job
     this.#edges = new JobEdges(this.#graph, job)
     job.progressSource = () => {

@@ -8,12 +8,12 @@
  */
 import { MessageChannel } from 'node:worker_threads'
 import * as Comlink from 'comlink'
-import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { JobWords } from '../sync/job-words.ts'
 import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
 import type { BodyApi, SharedClusters, SharedDirty, ViewDescription } from './body-task.ts'
 import { PIECE_BYTES } from './copier.ts'
-import type { JobBody } from './job.ts'
+import type { JobBody } from './job-types.ts'
 import type { PoolRun, WorkerPool } from './pool.ts'
 import { type ProxyDisk, ProxyServer } from './proxy-server.ts'
 

@@ -107,7 +107,9 @@ export class ClusterClient implements ClusterCopier {
   async #explain(id: number, waiter: Waiter): Promise<void> {
     try {
       const record = await this.#parts.takeError(id)
-      waiter.reject(record === undefined ? new BlockError('EIO', 'copy failed') : fromRecord(record))
+      waiter.reject(
+        record === undefined ? new BlockError('EIO', 'copy failed') : fromRecord(record),
+      )
     } catch {
       waiter.reject(this.#death ?? new BlockError('EIO', 'The worker that copied is gone'))
     }

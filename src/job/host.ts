@@ -9,11 +9,13 @@ import type { BlockChild, EdgeOwner } from '../block/child.ts'
 import { PERM } from '../block/driver.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
-import type { Job, JobHost } from './job.ts'
+import type { Coroutine } from '../coroutine/coroutine.ts'
+import type { Job } from './job.ts'
+import type { JobHost } from './job-types.ts'
 import { JobRegistry } from './registry.ts'
 
-async function* asCoroutine(work: () => Promise<void>): AsyncGenerator<undefined, void, void> {
-  await work()
+async function* asCoroutine(work: () => Promise<void>): Coroutine<void> {
+  yield work()
 }
 
 /** The surroundings of jobs on a graph. */

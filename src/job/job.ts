@@ -8,75 +8,13 @@
  * - A pause by drain does not show in the status; a pause by the user does, once the job rests.
  * - Internal jobs emit no events and no query shows them.
  */
-import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
 import { asBlockError, assert, BlockError, codeWords, ioError } from '../util/errors.ts'
 import type { JobEvents } from './events.ts'
+import type { JobBody, JobDriver, JobHost, JobOptions } from './job-types.ts'
 import { errorAction, type IoStatus, ioStatusOf, type OnError } from './policy.ts'
 import { assertTransition, checkVerb, isCompleted, type JobStatus } from './status.ts'
 import { Transaction } from './transaction.ts'
-
-/** Kinds of jobs, as QMP names them. */
-export type JobType = 'commit' | 'stream' | 'mirror' | 'backup' | 'create' | 'amend'
-
-/** The part of a job that does the work elsewhere; told of pauses while `Job.runBody` waits. */
-export interface JobBody {
-  /** Asks for rest; settles when no I/O of the body is in flight and none will start. */
-  pause(): Promise<void>
-  /** Lets it go on. */
-  resume(): void
-  /** Tells it to stop within one piece of work. */
-  cancel(): void
-  /** Bytes a second, 0 = unlimited. */
-  setSpeed(bytesPerSecond: number): void
-}
-
-/** What a kind of job does; every hook runs on the main thread. */
-export interface JobDriver {
-  /** Kind of the job. */
-  readonly type: JobType
-  /** The work. Rejects with the error that ends the job; returns early when cancelled. */
-  run(job: Job): Promise<void>
-  /** Before the point of no return; may fail, which aborts the whole transaction. */
-  prepare?(job: Job): MaybePromise<void>
-  /** After every job of the transaction prepared; must not fail. */
-  commit?(job: Job): MaybePromise<void>
-  /** Instead of `commit` when the transaction failed; must not fail. */
-  abort?(job: Job): MaybePromise<void>
-  /** After `commit` or `abort`; must not fail. */
-  clean?(job: Job): MaybePromise<void>
-  /** The verb `complete`; absent: the job cannot be completed. */
-  complete?(job: Job): void
-  /** Whether a cancel stops the work (default) or lets the job end in order. */
-  cancelIsHard?(job: Job, force: boolean): boolean
-}
-
-/** What a job needs of its surroundings. */
-export interface JobHost {
-  /** Publishes an event. */
-  emit<K extends keyof JobEvents>(name: K, data: JobEvents[K]): void
-  /** Runs the driver's work on the home context; default: at once. */
-  spawn?(work: () => Promise<void>, name: string): Promise<void>
-  /** A job came to rest or ended: whoever drains may look again. */
-  quiet?(): void
-}
-
-/** How a job is created. */
-export interface JobOptions {
-  /** Identity of the job; `undefined` for internal jobs. */
-  readonly id?: string | undefined
-  /** The work. */
-  readonly driver: JobDriver
-  /** Finish without waiting for `finalize`; default true. */
-  readonly autoFinalize?: boolean | undefined
-  /** Vanish when concluded; default true. */
-  readonly autoDismiss?: boolean | undefined
-  /** Bytes a second; 0 = unlimited, the default. */
-  readonly speed?: number | undefined
-  /** The group that completes together; default: a group of its own. */
-  readonly transaction?: Transaction | undefined
-  /** Called once with the result, after filters are removed and before the job is concluded. */
-  readonly onDone?: ((error: BlockError | undefined) => MaybePromise<void>) | undefined
-}
 
 /** One job. */
 export class Job {
@@ -220,6 +158,7 @@ export class Job {
     await this.pausePoint()
     this.#body = body
     try {
+      body.setSpeed(this.speed)
       if (this.forceCancelled) body.cancel()
       return await work()
     } finally {
@@ -261,7 +200,11 @@ export class Job {
    * Applies an on-error policy. Returns when the work is to be tried again; throws the error when
    * it ends the job.
    */
-  async handleError(error: BlockError, policy: OnError, operation: 'read' | 'write'): Promise<void> {
+  async handleError(
+    error: BlockError,
+    policy: OnError,
+    operation: 'read' | 'write',
+  ): Promise<void> {
     const action = errorAction(policy, error)
     this.#emit('BLOCK_JOB_ERROR', { device: this.id, operation, action })
     if (action === 'report') throw error

@@ -6,7 +6,8 @@
  * - Only visible jobs are listed and found; `cancelAll` reaches the internal ones too.
  */
 import { BlockError } from '../util/errors.ts'
-import { checkSpeed, Job, type JobHost, type JobOptions } from './job.ts'
+import { checkSpeed, Job } from './job.ts'
+import type { JobHost, JobOptions } from './job-types.ts'
 
 const ID_PATTERN = /^[A-Za-z][A-Za-z0-9\-._]*$/
 

@@ -141,7 +141,11 @@ export class NbdClient implements ChannelHost {
     for (let backoff = 1000; ; backoff = Math.min(backoff * 2, LONGEST_BACKOFF_MS)) {
       const proxy = new FirstHost()
       try {
-        const limits = openLimits(options, canceled)
+        const open = openLimits(options, canceled)
+        // A silent server must not hold the caller longer than the open timeout says.
+        const left = Math.max(until - clock.nowMs(), 1)
+        const timeoutMs = options.openTimeoutMs ? Math.min(open.timeoutMs, left) : open.timeoutMs
+        const limits = { ...open, timeoutMs }
         const name = options.exportName ?? ''
         const channel = await Channel.open(options.address, name, limits, proxy, pool)
         const client = new NbdClient(options, channel.remote, pool)

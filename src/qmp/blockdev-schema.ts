@@ -203,11 +203,6 @@ const FOREIGN_DRIVERS = [
   ...['qed', 'rbd', 'ssh', 'vdi', 'vhdx', 'vmdk', 'vpc', 'vvfat'],
 ]
 
-/** Whether options for this driver can be checked at all. */
-export function hasDriverSchema(driver: string): boolean {
-  return Object.hasOwn(DRIVERS, driver)
-}
-
 const COMMON: Members = {
   'node-name?': str,
   'discard?': oneOf('ignore', 'unmap'),

@@ -14,6 +14,7 @@ import { objectCommands } from './commands/objects.ts'
 import { replicationCommands } from './commands/replication.ts'
 import { runStateCommands } from './commands/run-state.ts'
 import { sessionCommands } from './commands/session.ts'
+import { startJobCommands } from './commands/start-jobs.ts'
 import { yankCommands } from './commands/yank.ts'
 import type { EventHub } from './events.ts'
 import type { MonitorServices } from './services.ts'
@@ -27,6 +28,7 @@ export function allCommands(services: MonitorServices): CommandTable {
     runStateCommands(runState),
     nodeCommands(graph),
     jobCommands(jobs),
+    startJobCommands(services),
     nbdCommands(graph, exports),
     replicationCommands(replication),
     objectCommands(objects),

@@ -5,6 +5,7 @@
  * - The monitor owns none of it: every service lives as long as the runtime, not the connection.
  */
 import type { BlockGraph } from '../block/graph.ts'
+import type { WorkerPool } from '../job/pool.ts'
 import type { JobRegistry } from '../job/registry.ts'
 import type { ObjectStore } from './objects.ts'
 import type { RunState } from './run-state.ts'
@@ -74,6 +75,8 @@ export interface ReplicationControl {
 export interface MonitorServices {
   readonly graph: BlockGraph
   readonly jobs: JobRegistry
+  /** The threads that run the bodies of jobs. */
+  readonly pool: WorkerPool
   readonly exports: ExportService
   readonly replication: ReplicationControl
   readonly objects: ObjectStore

@@ -51,7 +51,7 @@ withTools(['nbdinfo'], 'nbd / interop / nbdinfo reads lists, flags and maps', as
   expect(depth).toMatch(/12582912 .* absent[^]*4194304 .* local/)
   const unknown = await run('nbdinfo', ['--size', nbdUri(address, 'nope')])
   expect(unknown.code).not.toBe(0)
-  expect(unknown.err).toContain("export 'nope' not present")
+  expect(unknown.err).toContain("no export named 'nope'")
 })
 
 withTools(['nbdcopy'], 'nbd / interop / nbdcopy copies out and in, equal', async () => {

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 import { BlockBackend } from '../../../src/block/backend.ts'
-import { FLAG, NO_LIMITS, PERM, type DriverDefinition } from '../../../src/block/driver.ts'
+import { type DriverDefinition, FLAG, NO_LIMITS, PERM } from '../../../src/block/driver.ts'
 import { copyBeforeWriteDriver } from '../../../src/drivers/copy-before-write.ts'
 import { copyBeforeWriteOf, insertCopyBeforeWrite } from '../../../src/job/cbw.ts'
 import { BlockError } from '../../../src/util/errors.ts'
@@ -89,10 +89,7 @@ test('drivers / copy-before-write / one copy for writers that meet in a cluster'
   const disk = slowDisk()
   await using b = bench(copyBeforeWriteDriver, disk.definition)
   const s = await setup(b, 'slow')
-  const writes = [
-    s.guest.pwrite(0, pattern(0x22, 512)),
-    s.guest.pwrite(4096, pattern(0x33, 512)),
-  ]
+  const writes = [s.guest.pwrite(0, pattern(0x22, 512)), s.guest.pwrite(4096, pattern(0x33, 512))]
   await idle()
   expect(disk.waiting).toHaveLength(1)
   expect((await readAt(s.source.driver!, 0, 1))[0]).toBe(0x11)

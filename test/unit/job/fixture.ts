@@ -8,8 +8,8 @@ import { commitFilterDriver } from '../../../src/drivers/commit-filter.ts'
 import { memoryDriver } from '../../../src/drivers/memory.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
 import { WorkerPool } from '../../../src/job/pool.ts'
-import type { BlockError } from '../../../src/util/errors.ts'
 import type { JobRegistry } from '../../../src/job/registry.ts'
+import type { BlockError } from '../../../src/util/errors.ts'
 
 /** A graph with jobs, and events as strings. */
 export interface Bench extends AsyncDisposable {

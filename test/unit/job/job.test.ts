@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { queryBlockJobs, queryJobs } from '../../../src/job/info.ts'
-import type { JobDriver, JobHost } from '../../../src/job/job.ts'
+import type { JobDriver, JobHost } from '../../../src/job/job-types.ts'
 import { blockJobCancel, JobRegistry } from '../../../src/job/registry.ts'
 import { Transaction } from '../../../src/job/transaction.ts'
 import { BlockError } from '../../../src/util/errors.ts'

@@ -62,6 +62,12 @@ test('nbd / driver / a read-only export needs a read-only node', async () => {
   await graph.add({ ...options, 'node-name': 'r', 'read-only': true })
   const auto = await graph.add({ ...options, 'node-name': 'x', 'auto-read-only': true })
   expect(auto.readOnly).toBe(true)
+  const again = { ...options, 'node-name': 'r' }
+  const node = graph.lookup('r')
+  await expect(
+    graph.reopen([{ node, options: { ...again, 'read-only': false } }]),
+  ).rejects.toMatchObject({ code: 'EACCES' })
+  await graph.reopen([{ node, options: { ...again, 'read-only': true } }])
 })
 
 test('nbd / driver / flat options work, wrong ones are refused', async () => {

@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { AioContext } from '../../../src/aio/aio-context.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
+import { WorkerPool } from '../../../src/job/pool.ts'
 import type { CommandTable } from '../../../src/qmp/command.ts'
 import { isObject, type JsonObject, type JsonValue } from '../../../src/qmp/json.ts'
 import { allCommands } from '../../../src/qmp/monitor.ts'
@@ -37,6 +38,7 @@ beforeEach(() => {
   commands = allCommands({
     graph,
     jobs: jobRegistry(graph),
+    pool: new WorkerPool(),
     exports,
     replication,
     objects: new ObjectStore(objectKinds()),

@@ -1,0 +1,223 @@
+/**
+ * Named dirty bitmaps of a node: what users see and jobs work by.
+ *
+ * Invariants:
+ * - An enabled bitmap has a bit for every write-class request that ended since it was enabled or
+ *   cleared, failed ones too.
+ * - A bitmap in use by a job is changed by that job only.
+ */
+import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import { BlockError } from '../util/errors.ts'
+import type { BlockNode } from './node.ts'
+
+/** Bounds of the default granularity in bytes. */
+const GRANULARITY_MIN = 4096
+const GRANULARITY_MAX = 65536
+/** Longest name in bytes; the image format has room for no more. */
+const NAME_MAX = 1023
+
+/** What a new bitmap is to be. */
+export interface NamedBitmapOptions {
+  readonly name: string
+  /** Bytes a bit stands for; a power of two from 512; default: the node's cluster size, bounded. */
+  readonly granularity?: number
+  /** Keep it in the image. */
+  readonly persistent?: boolean
+  /** Do not record yet. */
+  readonly disabled?: boolean
+}
+
+/** One bitmap. Main thread only; its bits may be shared. */
+export class NamedBitmap {
+  readonly name: string
+  readonly node: BlockNode
+  readonly persistent: boolean
+  /** The bits; replaced when a merge is undone. */
+  bits: DirtyBitmap
+  /** The image that holds it is read-only. */
+  readOnly = false
+  /** It was not stored in order and may miss writes. */
+  inconsistent = false
+  #enabled = false
+  #users = 0
+  readonly #heard = (offset: number, bytes: number): void => this.bits.setRange(offset, bytes)
+
+  constructor(node: BlockNode, options: NamedBitmapOptions, granularity: number) {
+    this.node = node
+    this.name = options.name
+    this.persistent = options.persistent === true
+    this.bits = DirtyBitmap.create(node.length(), granularity)
+    if (options.disabled !== true) this.enable()
+  }
+
+  /** It records writes. */
+  get enabled(): boolean {
+    return this.#enabled
+  }
+
+  /** A job works with it. */
+  get busy(): boolean {
+    return this.#users > 0
+  }
+
+  /** Bytes a bit stands for. */
+  get granularity(): number {
+    return this.bits.granularity
+  }
+
+  /** Records writes from now on. */
+  enable(): void {
+    this.#enabled = true
+    this.node.writeListeners.add(this.#heard)
+  }
+
+  /** Records nothing from now on. */
+  disable(): void {
+    this.#enabled = false
+    this.node.writeListeners.delete(this.#heard)
+  }
+
+  /** A job takes it; the answer gives it back. */
+  use(): () => void {
+    this.#users++
+    return () => {
+      this.#users--
+    }
+  }
+
+  /** Throws EBUSY while a job uses it, EPERM when it cannot be changed. */
+  checkChangeable(): void {
+    if (this.busy)
+      throw new BlockError(
+        'EBUSY',
+        `Bitmap '${this.name}' is currently in use by another operation and cannot be used`,
+        { node: this.node.name },
+      )
+    if (this.readOnly)
+      throw new BlockError('EPERM', `Bitmap '${this.name}' is readonly and cannot be modified`, {
+        node: this.node.name,
+      })
+    if (this.inconsistent)
+      throw new BlockError('EIO', `Bitmap '${this.name}' is inconsistent and cannot be used`, {
+        node: this.node.name,
+      })
+  }
+
+  /** Makes every region clean; the answer takes that back. */
+  clear(): () => void {
+    this.checkChangeable()
+    const before = this.bits
+    this.bits = DirtyBitmap.create(before.size, before.granularity)
+    return () => {
+      const since = this.bits
+      this.bits = before
+      copyBits(since, before)
+    }
+  }
+
+  /** Adds the regions of others; the answer takes that back. Errors: EBUSY, EPERM, EINVAL. */
+  merge(others: readonly NamedBitmap[]): () => void {
+    this.checkChangeable()
+    for (const other of others) {
+      if (other.inconsistent || other.busy) other.checkChangeable()
+      if (other.bits.size !== this.bits.size)
+        throw new BlockError(
+          'EINVAL',
+          `Bitmaps are of different sizes (destination size is ${this.bits.size}, source size is ${other.bits.size})`,
+        )
+    }
+    const before = this.bits
+    this.bits = DirtyBitmap.create(before.size, before.granularity)
+    copyBits(before, this.bits)
+    for (const other of others) copyBits(other.bits, this.bits)
+    return () => {
+      this.bits = before
+    }
+  }
+}
+
+/** Marks in `to` whatever is dirty in `from`. */
+export function copyBits(from: DirtyBitmap, to: DirtyBitmap): void {
+  for (let at = 0; ; ) {
+    const range = from.nextDirty(at)
+    if (range === undefined) return
+    to.setRange(range.offset, range.bytes)
+    at = range.offset + range.bytes
+  }
+}
+
+/** The bitmaps of one node. */
+export class NodeBitmaps {
+  readonly #node: BlockNode
+  readonly #all = new Map<string, NamedBitmap>()
+
+  constructor(node: BlockNode) {
+    this.#node = node
+  }
+
+  /** All of them, newest first. */
+  list(): NamedBitmap[] {
+    return [...this.#all.values()].reverse()
+  }
+
+  /** The bitmap of that name, if there is one. */
+  get(name: string): NamedBitmap | undefined {
+    return this.#all.get(name)
+  }
+
+  /** The bitmap of that name. Errors: EINVAL. */
+  need(name: string): NamedBitmap {
+    const bitmap = this.#all.get(name)
+    if (bitmap !== undefined) return bitmap
+    throw new BlockError('EINVAL', `Dirty bitmap '${name}' not found`, { node: this.#node.name })
+  }
+
+  /** Makes one. Errors: EINVAL, EEXIST, ENOTSUP. */
+  add(options: NamedBitmapOptions): NamedBitmap {
+    const { name } = options
+    const context = { node: this.#node.name, op: 'block-dirty-bitmap-add' }
+    if (name === '') throw new BlockError('EINVAL', 'Bitmap name cannot be empty', context)
+    if (Buffer.byteLength(name) > NAME_MAX)
+      throw new BlockError('EINVAL', `Bitmap name too long: ${name}`, context)
+    if (this.#all.has(name))
+      throw new BlockError('EEXIST', `Bitmap already exists: ${name}`, context)
+    const granularity = options.granularity ?? this.#defaultGranularity()
+    if (!Number.isInteger(Math.log2(granularity)) || granularity < 512)
+      throw new BlockError('EINVAL', 'Granularity must be power of 2 and at least 512', context)
+    if (options.persistent === true) this.#checkStorable(name)
+    const bitmap = new NamedBitmap(this.#node, options, granularity)
+    this.#all.set(name, bitmap)
+    return bitmap
+  }
+
+  /** Takes one away. Errors: EINVAL, EBUSY, EPERM. */
+  remove(name: string): NamedBitmap {
+    const bitmap = this.need(name)
+    if (!bitmap.inconsistent) bitmap.checkChangeable()
+    bitmap.disable()
+    this.#all.delete(name)
+    return bitmap
+  }
+
+  /** Puts one back that `remove` took away. */
+  restore(bitmap: NamedBitmap, enabled: boolean): void {
+    this.#all.set(bitmap.name, bitmap)
+    if (enabled) bitmap.enable()
+  }
+
+  #defaultGranularity(): number {
+    const cluster = this.#node.driver?.limits.clusterSize ?? 0
+    if (cluster === 0) return GRANULARITY_MAX
+    return Math.min(GRANULARITY_MAX, Math.max(GRANULARITY_MIN, cluster))
+  }
+
+  #checkStorable(name: string): void {
+    const driver = this.#node.needDriver()
+    if (driver.storesBitmaps === true) return
+    throw new BlockError(
+      'ENOTSUP',
+      `Can't store persistent bitmaps to ${this.#node.name}: Operation not supported`,
+      { node: this.#node.name, op: `bitmap ${name}` },
+    )
+  }
+}

@@ -1,0 +1,203 @@
+/**
+ * Commands that start jobs.
+ *
+ * Invariants:
+ * - Everything is checked before the graph changes; a refused command leaves no job behind.
+ */
+import type { BlockGraph } from '../../block/graph.ts'
+import type { BlockNode } from '../../block/node.ts'
+import { startBackup } from '../../job/backup.ts'
+import { startCommit } from '../../job/commit.ts'
+import type { OnError } from '../../job/policy.ts'
+import { BlockError } from '../../util/errors.ts'
+import {
+  type CommandTable,
+  command,
+  optionalNumber,
+  optionalText,
+  refuse,
+  textOf,
+} from '../command.ts'
+import type { JsonObject } from '../json.ts'
+import { nodeFilename } from '../node-info.ts'
+import { bool, int, type Members, oneOf, str, struct, uint32 } from '../schema.ts'
+import type { MonitorServices } from '../services.ts'
+
+const onError = oneOf('report', 'ignore', 'enospc', 'stop', 'auto')
+const lifeMembers: Members = { 'auto-finalize?': bool, 'auto-dismiss?': bool }
+
+/** The commands that start jobs. */
+export function startJobCommands(services: MonitorServices): CommandTable {
+  return {
+    'block-commit': command(
+      {
+        'job-id?': str,
+        device: str,
+        'base-node?': str,
+        'base?': str,
+        'top-node?': str,
+        'top?': str,
+        'backing-file?': str,
+        'speed?': int,
+        'on-error?': onError,
+        'filter-node-name?': str,
+        ...lifeMembers,
+      },
+      (args) => blockCommit(services, args),
+    ),
+    'block-stream': command(
+      {
+        'job-id?': str,
+        device: str,
+        'base?': str,
+        'base-node?': str,
+        'backing-file?': str,
+        'bottom?': str,
+        'speed?': int,
+        'on-error?': onError,
+        'filter-node-name?': str,
+        ...lifeMembers,
+      },
+      (args) => blockStream(services.graph, args),
+    ),
+    'blockdev-backup': command(
+      {
+        'job-id?': str,
+        device: str,
+        sync: oneOf('top', 'full', 'none', 'incremental', 'bitmap'),
+        'speed?': int,
+        'bitmap?': str,
+        'bitmap-mode?': oneOf('on-success', 'never', 'always'),
+        'compress?': bool,
+        'on-source-error?': onError,
+        'on-target-error?': onError,
+        ...lifeMembers,
+        'filter-node-name?': str,
+        'x-perf?': struct({ 'use-copy-range?': bool, 'max-workers?': uint32, 'max-chunk?': int }),
+        target: str,
+      },
+      (args) => blockdevBackup(services, args),
+    ),
+  }
+}
+
+async function blockCommit(services: MonitorServices, args: JsonObject): Promise<void> {
+  const { graph, jobs, pool } = services
+  const device = textOf(args, 'device')
+  const root = graph.find(device)
+  if (root === undefined) {
+    throw new BlockError('DEVICE_NOT_FOUND', `Device '${device}' not found`)
+  }
+  root.blockers.check('commit-source', root.name)
+  for (const end of ['top', 'base']) {
+    if (args[end] !== undefined && args[`${end}-node`] !== undefined) {
+      refuse(`'${end}-node' and '${end}' are mutually exclusive`)
+    }
+  }
+  if (!root.isRootNode) refuse('Need a root block node')
+  const top = inChain(graph, root, args, 'top') ?? root
+  const base = inChain(graph, root, args, 'base') ?? bottomOf(top)
+  if (top === base) refuse('cannot commit an image into itself')
+  if (!chainOf(top).includes(base)) refuse(`'${base.name}' is not in this backing file chain`)
+  if (top !== root) {
+    throw new BlockError(
+      'ENOTSUP',
+      `'${top.name}' is not the active layer: only that one is committed`,
+    )
+  }
+  if (args['backing-file'] !== undefined) {
+    refuse("'backing-file' specified, but 'top' is the active layer")
+  }
+  base.blockers.check('commit-target', base.name)
+  await startCommit(graph, jobs, pool, {
+    jobId: optionalText(args, 'job-id'),
+    top,
+    base,
+    ...commonOptions(args),
+    onError: policyOf(args, 'on-error'),
+  })
+}
+
+async function blockStream(graph: BlockGraph, args: JsonObject): Promise<void> {
+  const device = textOf(args, 'device')
+  const node = graph.lookup(device, device)
+  node.blockers.check('stream', node.name)
+  throw new BlockError('ENOTSUP', `Node '${node.name}' does not support streaming`)
+}
+
+async function blockdevBackup(services: MonitorServices, args: JsonObject): Promise<void> {
+  const { graph, jobs, pool } = services
+  const [device, target] = [textOf(args, 'device'), textOf(args, 'target')]
+  const source = graph.lookup(device, device)
+  const to = graph.lookup(target, target)
+  const sync = textOf(args, 'sync')
+  if (sync !== 'none') {
+    throw new BlockError('ENOTSUP', `Backup with sync mode '${sync}' is not supported`)
+  }
+  if (args.bitmap !== undefined) {
+    refuse("sync mode 'none' does not produce meaningful bitmap outputs")
+  }
+  await startBackup(graph, jobs, pool, {
+    jobId: optionalText(args, 'job-id'),
+    source,
+    target: to,
+    sync: 'none',
+    ...commonOptions(args),
+  })
+}
+
+function commonOptions(args: JsonObject): {
+  readonly speed: number | undefined
+  readonly filterNodeName: string | undefined
+  readonly autoFinalize: boolean
+  readonly autoDismiss: boolean
+} {
+  return {
+    speed: optionalNumber(args, 'speed'),
+    filterNodeName: optionalText(args, 'filter-node-name'),
+    autoFinalize: args['auto-finalize'] !== false,
+    autoDismiss: args['auto-dismiss'] !== false,
+  }
+}
+
+function policyOf(args: JsonObject, name: string): OnError {
+  const value = optionalText(args, name)
+  switch (value) {
+    case 'ignore':
+    case 'enospc':
+    case 'stop':
+    case 'auto':
+      return value
+    default:
+      return 'report'
+  }
+}
+
+/** The image of a chain that the arguments name by node or by file; undefined when by neither. */
+function inChain(
+  graph: BlockGraph,
+  root: BlockNode,
+  args: JsonObject,
+  end: 'top' | 'base',
+): BlockNode | undefined {
+  const nodeName = optionalText(args, `${end}-node`)
+  if (nodeName !== undefined) {
+    const node = graph.lookup(undefined, nodeName)
+    if (!chainOf(root).includes(node)) refuse(`'${nodeName}' is not in this backing file chain`)
+    return node
+  }
+  const file = optionalText(args, end)
+  if (file === undefined) return undefined
+  const node = chainOf(root).find((one) => nodeFilename(one) === file)
+  return node ?? refuse(`Can't find '${file}' in the backing chain`)
+}
+
+function chainOf(top: BlockNode): BlockNode[] {
+  const chain: BlockNode[] = []
+  for (let at: BlockNode | undefined = top; at !== undefined; at = at.chainNext) chain.push(at)
+  return chain
+}
+
+function bottomOf(top: BlockNode): BlockNode {
+  return chainOf(top).at(-1) ?? top
+}
