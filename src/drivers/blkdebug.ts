@@ -285,11 +285,7 @@ function permBits(value: unknown): number {
 export const blkdebugDriver: DriverDefinition = {
   name: 'blkdebug',
   kind: 'filter',
-  async open(
-    node: BlockNode,
-    options: BlockdevOptions,
-    opener: ChildOpener,
-  ): Promise<BlockDriver> {
+  async open(node: BlockNode, options: BlockdevOptions, opener: ChildOpener): Promise<BlockDriver> {
     const rules = rulesOf(options)
     const limits = limitsOf(options)
     const image = await opener.open('image', options.image as BlockdevRef, 'filtered')

@@ -37,7 +37,7 @@ export interface BlockJobInfo {
 /** What `query-jobs` says of a job. */
 export function jobInfo(job: Job): JobInfo {
   job.progressSource?.()
-  const text = job.errorText
+  const text = job.error?.message
   return {
     id: job.id,
     type: job.driver.type,
@@ -51,7 +51,7 @@ export function jobInfo(job: Job): JobInfo {
 /** What `query-block-jobs` says of a job. */
 export function blockJobInfo(job: Job): BlockJobInfo {
   job.progressSource?.()
-  const text = job.errorText
+  const text = job.error?.message
   return {
     type: job.driver.type,
     device: job.id,

@@ -12,7 +12,8 @@ import type { Pending } from '../coroutine/coroutine.ts'
 import { asBlockError, assert, BlockError, codeWords, ioError } from '../util/errors.ts'
 import type { JobEvents } from './events.ts'
 import type { JobBody, JobDriver, JobHost, JobOptions } from './job-types.ts'
-import { errorAction, type IoStatus, ioStatusOf, type OnError } from './policy.ts'
+import { checkSpeed, errorAction, type IoStatus, ioStatusOf, type OnError } from './policy.ts'
+import { jobReport } from './report.ts'
 import { assertTransition, checkVerb, isCompleted, type JobStatus } from './status.ts'
 import { Transaction } from './transaction.ts'
 
@@ -130,7 +131,7 @@ export class Job {
     this.pauseCount += 1
     this.#askBodyToRest()
     this.#showPause()
-    this.#kick()
+    this.kick()
   }
 
   /** One pause less. */
@@ -176,7 +177,9 @@ export class Job {
 
   /** Wakes whoever waits in `waitKick`. */
   kick(): void {
-    this.#kick()
+    const kicks = this.#kicks
+    this.#kicks = []
+    for (const kick of kicks) kick()
   }
 
   /** Throws ECANCELED once the job is cancelled hard. */
@@ -193,7 +196,7 @@ export class Job {
   becomeReady(): void {
     if (this.ready) return
     this.#setStatus('ready')
-    this.#emit('BLOCK_JOB_READY', this.#report())
+    this.#emit('BLOCK_JOB_READY', jobReport(this))
   }
 
   /**
@@ -242,7 +245,7 @@ export class Job {
       this.#body?.cancel()
       if (this.#bodyRests) this.#leaveRest()
     }
-    this.#kick()
+    this.kick()
   }
 
   /** Cancels and waits until the job is concluded. */
@@ -282,7 +285,7 @@ export class Job {
       throw new BlockError('EBUSY', `The active block job '${this.id}' cannot be completed`)
     }
     this.driver.complete(this)
-    this.#kick()
+    this.kick()
   }
 
   /** The verb `finalize`; settles when the group is finalized. */
@@ -303,12 +306,7 @@ export class Job {
     checkSpeed(bytesPerSecond)
     this.speed = bytesPerSecond
     this.#body?.setSpeed(bytesPerSecond)
-    this.#kick()
-  }
-
-  /** The words of the error, as queries and events show them. */
-  get errorText(): string | undefined {
-    return this.error?.message
+    this.kick()
   }
 
   /** For the transaction: the work succeeded and waits for the rest of the group. */
@@ -333,10 +331,19 @@ export class Job {
   /** For the transaction: the end, in the documented order. */
   async finalizeSingle(): Promise<void> {
     const { driver } = this
-    if (this.error === undefined) await driver.commit?.(this)
-    else await driver.abort?.(this)
-    await driver.clean?.(this)
-    await this.#onDone?.(this.error)
+    const hooks = [
+      () => (this.error === undefined ? driver.commit?.(this) : driver.abort?.(this)),
+      () => driver.clean?.(this),
+      () => this.#onDone?.(this.error),
+    ]
+    for (const hook of hooks) {
+      try {
+        await hook()
+      } catch (thrown) {
+        // Whatever goes wrong at the end, the job has to end and say so.
+        this.error ??= asBlockError(thrown)
+      }
+    }
     if (this.#started) this.#emitEnd()
     this.#setStatus('concluded')
     if (this.autoDismiss || !this.#started) this.#dismiss()
@@ -344,12 +351,12 @@ export class Job {
   }
 
   #emitEnd(): void {
-    const report = this.#report()
+    const report = jobReport(this)
     if (this.error !== undefined && this.forceCancelled && this.error.code === 'ECANCELED') {
       this.#emit('BLOCK_JOB_CANCELLED', report)
       return
     }
-    const text = this.errorText
+    const text = this.error?.message
     this.#emit('BLOCK_JOB_COMPLETED', text === undefined ? report : { ...report, error: text })
   }
 
@@ -362,7 +369,7 @@ export class Job {
     }
     if (this.#status === 'paused') this.#setStatus('running')
     if (this.#status === 'standby') this.#setStatus('ready')
-    this.#quiet()
+    this.#host.quiet?.()
     void this.transaction.jobEnded(this, result)
   }
 
@@ -386,7 +393,7 @@ export class Job {
     while (this.#wantsRest()) {
       this.busy = false
       this.#showPause()
-      this.#quiet()
+      this.#host.quiet?.()
       await new Promise<void>((resolve) => this.#kicks.push(resolve))
     }
     this.#inPausePoint = false
@@ -403,7 +410,7 @@ export class Job {
         this.#bodyRests = true
         this.busy = false
         this.#showPause()
-        this.#quiet()
+        this.#host.quiet?.()
       },
       // A body that died while it was asked to rest also fails the work that waits for it.
       () => undefined,
@@ -415,7 +422,7 @@ export class Job {
       this.#leaveBodyRest()
       this.#body.resume()
     }
-    this.#kick()
+    this.kick()
   }
 
   #leaveBodyRest(): void {
@@ -441,16 +448,6 @@ export class Job {
     else if (this.#status === 'standby') this.#setStatus('ready')
   }
 
-  #kick(): void {
-    const kicks = this.#kicks
-    this.#kicks = []
-    for (const kick of kicks) kick()
-  }
-
-  #quiet(): void {
-    this.#host.quiet?.()
-  }
-
   #setStatus(status: JobStatus): void {
     if (status === this.#status) return
     assertTransition(this.#status, status)
@@ -461,21 +458,4 @@ export class Job {
   #emit<K extends keyof JobEvents>(name: K, data: JobEvents[K]): void {
     if (!this.internal) this.#host.emit(name, data)
   }
-
-  #report(): JobEvents['BLOCK_JOB_READY'] {
-    this.progressSource?.()
-    return {
-      type: this.driver.type,
-      device: this.id,
-      len: this.total,
-      offset: Math.min(this.current, this.total),
-      speed: this.speed,
-    }
-  }
-}
-
-/** Refuses a speed that is no whole number of bytes from 0 up. */
-export function checkSpeed(bytesPerSecond: number): void {
-  if (Number.isInteger(bytesPerSecond) && bytesPerSecond >= 0) return
-  throw new BlockError('EINVAL', "Parameter 'speed' expects a non-negative value")
 }

@@ -4,7 +4,7 @@
  * Invariants:
  * - `report` ends the job with the error; `ignore` and `stop` retry the same piece of work.
  */
-import type { BlockError } from '../util/errors.ts'
+import { BlockError } from '../util/errors.ts'
 
 /** The on-error options of a job; `auto` means `enospc`. */
 export type OnError = 'report' | 'ignore' | 'enospc' | 'stop' | 'auto'
@@ -30,4 +30,10 @@ export function errorAction(policy: OnError, error: BlockError): ErrorAction {
 /** The I/O status that an error which stopped a job leaves. */
 export function ioStatusOf(error: BlockError): IoStatus {
   return error.code === 'ENOSPC' ? 'nospace' : 'failed'
+}
+
+/** Refuses a speed that is no whole number of bytes from 0 up. */
+export function checkSpeed(bytesPerSecond: number): void {
+  if (Number.isInteger(bytesPerSecond) && bytesPerSecond >= 0) return
+  throw new BlockError('EINVAL', "Parameter 'speed' expects a non-negative value")
 }

@@ -6,8 +6,9 @@
  * - Only visible jobs are listed and found; `cancelAll` reaches the internal ones too.
  */
 import { BlockError } from '../util/errors.ts'
-import { checkSpeed, Job } from './job.ts'
+import { Job } from './job.ts'
 import type { JobHost, JobOptions } from './job-types.ts'
+import { checkSpeed } from './policy.ts'
 
 const ID_PATTERN = /^[A-Za-z][A-Za-z0-9\-._]*$/
 

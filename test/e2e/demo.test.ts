@@ -1,6 +1,7 @@
 /** `blockstep demo` as a user runs it: verdict, exit status, bad input. */
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -74,6 +75,19 @@ describe('demo', () => {
     expect(out).toContain('verdict      0 blocks wrong')
     expect(out).not.toContain('\r')
     expect(status).toBe(0)
+  })
+
+  test('demo / an interrupt leaves no process and no file behind', async () => {
+    const env = { ...process.env, TMPDIR: folder }
+    const child = spawn(process.execPath, [MAIN, 'demo', '--size', '1M'], { env })
+    let out = ''
+    child.stdout.setEncoding('utf8').on('data', (text: string) => {
+      out += text
+    })
+    while (!out.includes('checkpoints')) await once(child.stdout, 'data')
+    child.kill('SIGINT')
+    expect(await once(child, 'exit')).toEqual([130, null])
+    expect(readdirSync(folder)).toEqual([])
   })
 
   test.each([

@@ -6,7 +6,7 @@ import { hostSeed, Random } from '../../src/util/random.ts'
 import { RawClient } from '../unit/nbd/raw-client.ts'
 import { type Served, serve, until } from '../unit/nbd/support.ts'
 
-const seed = Number(process.env['SEED'] ?? hostSeed())
+const seed = Number(process.env.SEED ?? hostSeed())
 let served: Served
 
 beforeAll(async () => {

@@ -27,7 +27,7 @@ export function has(tool: string): boolean {
 export function withTools(tools: string[], name: string, body: () => Promise<void>): void {
   const missing = tools.filter((tool) => !has(tool))
   if (missing.length === 0) test(name, body)
-  else if (process.env['CI'] === 'true') {
+  else if (process.env.CI === 'true') {
     test(name, () => {
       throw new Error(`missing on CI: ${missing.join(', ')}`)
     })

@@ -40,7 +40,7 @@ withTools(['nbdinfo'], 'nbd / interop / nbdinfo reads lists, flags and maps', as
   })
   expect(list[1]).toMatchObject({ is_read_only: true, can_trim: false })
   const map = JSON.parse(await must('nbdinfo', ['--map', '--json', uri]))
-  expect(map.map((e: Record<string, unknown>) => [e['offset'], e['length'], e['type']])).toEqual([
+  expect(map.map((e: Record<string, unknown>) => [e.offset, e.length, e.type])).toEqual([
     [0, 1 << 20, 3],
     [1 << 20, 1 << 20, 0],
     [2 << 20, 3 << 20, 3],
@@ -48,7 +48,7 @@ withTools(['nbdinfo'], 'nbd / interop / nbdinfo reads lists, flags and maps', as
     [8 << 20, 8 << 20, 3],
   ])
   const depth = await must('nbdinfo', ['--map=qemu:allocation-depth', '--totals', uri])
-  expect(depth).toMatch(/12582912 .* absent[^]*4194304 .* local/)
+  expect(depth).toMatch(/12582912 .* absent\n *4194304 .* local/)
   const unknown = await run('nbdinfo', ['--size', nbdUri(address, 'nope')])
   expect(unknown.code).not.toBe(0)
   expect(unknown.err).toContain("no export named 'nope'")

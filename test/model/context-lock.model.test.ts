@@ -48,7 +48,7 @@ test('model / context lock / two threads, recursion, hand-off', () => {
     threads: [(m, model) => use(m, model, 1, 2), (m, model) => use(m, model, 2)],
     check: free,
   }
-  expectSound('context lock: two threads, one recursive', program, { preemptions: 4 })
+  expectSound('context lock: two threads, one recursive', program, { preemptions: 3 })
 })
 
 test('model / context lock / three threads', () => {
@@ -79,23 +79,21 @@ test('model / context lock / tryAcquire never waits and never breaks in', () => 
 })
 
 test('model / context lock / the owner dies: waiters hear of it, later users get in', () => {
-  const program: Program<Memory> = {
+  const reaper = (m: Memory): void => new ContextLock(m.words, 0, 3).releaseDead(9)
+  const program = (users: readonly number[]): Program<Memory> => ({
     make: () => {
       const memory = make()
       new ContextLock(memory.words, 0, 9).acquireBlocking()
       return memory
     },
-    threads: [
-      (m, model) => tryUse(m, model, 1),
-      (m, model) => tryUse(m, model, 2),
-      (m) => new ContextLock(m.words, 0, 3).releaseDead(9),
-    ],
+    threads: [...users.map((me) => (m: Memory, model: Model) => tryUse(m, model, me)), reaper],
     check: (m) => {
       free(m)
-      must(m.log.length === 2, `not everybody ended: ${m.log.join()}`)
+      must(m.log.length === users.length, `not everybody ended: ${m.log.join()}`)
     },
-  }
-  expectSound('context lock: owner death', program, { preemptions: 2 })
+  })
+  expectSound('context lock: owner death, one waiter', program([1]), { preemptions: 2 })
+  expectSound('context lock: owner death, two waiters', program([1, 2]), { preemptions: 1 })
 })
 
 test('model / context lock / a waiter dies: the lock passes over it', () => {

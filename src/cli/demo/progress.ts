@@ -51,7 +51,7 @@ export class Progress {
     const pause = state.pauseMs === undefined ? '' : `, last pause ${ms(state.pauseMs)}`
     const line =
       `${((now - this.startMs) / 1000).toFixed(1).padStart(5)} s  ${mib(rate)}/s  ` +
-      `${state.checkpoints} checkpoints${pause}, dirty ${mib(state.dirtyBytes)}`
+      `checkpoints ${state.checkpoints}${pause}, dirty ${mib(state.dirtyBytes)}`
     this.out.write(this.out.isTTY ? `\r\x1b[2K${line}` : `${line}\n`)
   }
 }

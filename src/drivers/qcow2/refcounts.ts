@@ -83,6 +83,16 @@ export class Refcounts {
     })
   }
 
+  /** Adds one user to a cluster in use; false when it has none or no more can be counted. */
+  share(cluster: number): Promise<boolean> {
+    return this.#lock.run(async () => {
+      const count = await this.get(cluster)
+      if (count === 0 || count >= maxRefcount(this.#order)) return false
+      await this.#set(cluster, count + 1)
+      return true
+    })
+  }
+
   /** Sets one count, as a repair does. */
   assign(cluster: number, count: number): Promise<void> {
     return this.#lock.run(async () => {

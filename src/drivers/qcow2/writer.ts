@@ -431,8 +431,7 @@ export class Writer {
     if (end > 0 && (end % clusterBytes) + bytes <= clusterBytes && end % clusterBytes !== 0) {
       const place = end
       this.#packedEnd = place + bytes
-      await image.refcounts.change(Math.floor(place / clusterBytes), 1, 1)
-      return place
+      if (await image.refcounts.share(Math.floor(place / clusterBytes))) return place
     }
     const cluster = await image.refcounts.allocate(1)
     this.#packedEnd = cluster * clusterBytes + bytes
