@@ -20,6 +20,8 @@ interface Entry {
   removing: boolean
 }
 
+/** Turns of the host loop in which the ends of connections that arrived are worked off. */
+const GOODBYE_TURNS = 4
 const ID_PATTERN = /^[A-Za-z][A-Za-z0-9\-._]*$/
 
 /** The exports of a runtime. */
@@ -103,7 +105,7 @@ export class Exports implements ExportService {
     if (entry === undefined || entry.removing) {
       throw new BlockError('ENOENT', `Export '${id}' is not found`)
     }
-    this.#server?.removeExport(entry.name, mode)
+    await this.#unlist(entry.name, mode)
     entry.removing = true
     await this.#end(entry)
   }
@@ -121,6 +123,23 @@ export class Exports implements ExportService {
   /** Ends everything; for the end of the runtime. */
   async close(): Promise<void> {
     if (this.#server !== undefined) await this.stopServer()
+  }
+
+  /**
+   * Takes the export off the server. A client that closed its connection before the command was
+   * sent does not count: its goodbye is worked off first.
+   */
+  async #unlist(name: string, mode: 'safe' | 'hard'): Promise<void> {
+    for (let turn = 0; ; turn++) {
+      try {
+        this.#server?.removeExport(name, mode)
+        return
+      } catch (error) {
+        const busy = error instanceof BlockError && error.code === 'EBUSY'
+        if (!busy || turn === GOODBYE_TURNS) throw error
+      }
+      await new Promise<void>((resolve) => this.#graph.ctx.clock.setImmediate(resolve))
+    }
   }
 
   async #end(entry: Entry): Promise<void> {

@@ -58,6 +58,7 @@ export class Runtime implements AsyncDisposable {
   /** Every replication node, and the orders that go to all of them. */
   readonly replication: ReplicationRegistry = new ReplicationRegistry()
   readonly #pool = new WorkerPool()
+  readonly #backends = new Set<BlockBackend>()
   readonly #hub: EventHub
   readonly #monitor: Monitor
   #requestQuit!: (reason: QuitReason) => void
@@ -111,18 +112,23 @@ export class Runtime implements AsyncDisposable {
     return this.graph.remove(name)
   }
 
-  /** Opens a node for reading and writing; share and take less by `options`. Errors: EPERM. */
-  openBackend(
+  /**
+   * Opens a node for reading and writing; take and share less by `options`. Closed with the runtime
+   * at the latest. Errors: EINVAL, EPERM.
+   */
+  async openBackend(
     node: BlockNode | string,
     options: Partial<BackendOptions> = {},
   ): Promise<BlockBackend> {
     const root = typeof node === 'string' ? this.graph.lookup(undefined, node) : node
     const writable = root.readOnly ? 0 : PERM.WRITE
-    return BlockBackend.create(this.graph, root, {
+    const backend = await BlockBackend.create(this.graph, root, {
       perm: PERM.CONSISTENT_READ | writable,
       shared: PERM.ALL & ~PERM.RESIZE,
       ...options,
     })
+    this.#backends.add(backend)
+    return backend
   }
 
   /** Starts the NBD server. Errors: EBUSY, EINVAL, EACCES. */
@@ -136,7 +142,7 @@ export class Runtime implements AsyncDisposable {
   }
 
   /** Opens a monitor socket, `unix:PATH` or `tcp:HOST:PORT`. Errors: EINVAL, EBUSY, EEXIST. */
-  startMonitor(address: string): Promise<MonitorServer> {
+  async startMonitor(address: string): Promise<MonitorServer> {
     return this.#monitor.listen(parseMonitorAddress(address))
   }
 
@@ -160,6 +166,7 @@ export class Runtime implements AsyncDisposable {
 
   async #closeAll(): Promise<void> {
     await this.exports.close()
+    for (const backend of this.#backends) await backend.close()
     await this.replication.shutdownAll()
     await this.jobs.cancelAll()
     await this.graph.close()

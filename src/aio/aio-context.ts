@@ -26,7 +26,10 @@ export interface AioContextOptions {
   readonly name?: string
   /** Words of the lock when another thread made them; default its own. */
   readonly lockWords?: Int32Array
-  /** Keep where each coroutine was spawned, for its errors; costs about a microsecond each. */
+  /**
+   * Keep where every coroutine was spawned, for its errors; costs two microseconds each. Default:
+   * only where a name was first spawned.
+   */
   readonly trace?: boolean
 }
 
@@ -60,6 +63,10 @@ const TASK_BUDGET = 512
 const TIME_BUDGET_MS = 1
 /** An idle bottom half waits no longer than this. */
 const IDLE_MS = 10
+/** Names whose place is kept; names that are made up for each coroutine must not pile up. */
+const MOST_SITES = 256
+/** What `then` of it runs is a bare microtask; the host's `queueMicrotask` costs five times more. */
+const SETTLED: Promise<void> = Promise.resolve()
 /** How many turns of the host loop `close` gives what still runs. */
 const CLOSE_TURNS = 64
 
@@ -74,9 +81,11 @@ export class AioContext {
   /** The coroutine whose turn it is; only known until its first wait in a turn. */
   current: CoroutineIdentity | undefined
   readonly #trace: boolean
-  readonly #live = new Set<CoroutineIdentity>()
+  /** The coroutines that did not end, newest first: a linked list, as a set costs twice a turn. */
+  #newest: CoroutineIdentity | undefined
   readonly #timers = new Set<AioTimer>()
   readonly #sleeps = new Set<Sleep>()
+  readonly #sites = new Map<string, () => string>()
   #next: RunTask[] = []
   #spare: RunTask[] = []
   #idle: RunTask[] = []
@@ -90,7 +99,7 @@ export class AioContext {
   constructor(options: AioContextOptions = {}) {
     this.clock = options.clock ?? new HostClock()
     this.name = options.name ?? 'main'
-    this.#trace = options.trace ?? true
+    this.#trace = options.trace ?? false
     const words = options.lockWords
     this.lock =
       words === undefined
@@ -129,11 +138,13 @@ export class AioContext {
   }
 
   /** Starts a coroutine; its first turn is queued. Error: ESHUTDOWN after `close`. */
-  spawn<T>(work: CoroutineStart<T>, options: SpawnOptions = {}): CoroutineHandle<T> {
+  spawn<T>(work: CoroutineStart<T>, options?: SpawnOptions): CoroutineHandle<T> {
     if (this.#closed) throw new BlockError('ESHUTDOWN', `Context '${this.name}' is closed`)
-    const site = this.#trace ? creationSite() : noSite
-    const handle = new CoroutineHandle<T>(this, options.name ?? '', site, work)
-    this.#live.add(handle)
+    const name = options?.name ?? ''
+    const handle = new CoroutineHandle<T>(this, name, this.#siteOf(name), work)
+    handle.next = this.#newest
+    if (this.#newest !== undefined) this.#newest.previous = handle
+    this.#newest = handle
     this.enqueue(handle)
     return handle
   }
@@ -172,7 +183,7 @@ export class AioContext {
   /** What is still to do. */
   report(): AioReport {
     return {
-      coroutines: [...this.#live].map((co) => `${co.name} (${co.state})${co.site()}`),
+      coroutines: this.#live().map((co) => `${co.name} (${co.state})${co.site()}`),
       timers: this.#timers.size + this.#sleeps.size,
       queued: this.#next.length + this.#idle.length,
     }
@@ -184,7 +195,7 @@ export class AioContext {
    */
   async close(): Promise<void> {
     this.#closed = true
-    for (const co of this.#live) co.cancel()
+    for (const co of this.#live()) co.cancel()
     for (const timer of this.#timers) timer.del()
     for (let turn = 0; turn < CLOSE_TURNS && this.#busy(); turn += 1) {
       for (const sleep of this.#sleeps) sleep.fail(canceled(this.name))
@@ -194,7 +205,7 @@ export class AioContext {
     this.#idleTimer?.cancel()
     this.#idle = []
     this.lock.dispose()
-    if (this.#live.size === 0) return
+    if (this.#newest === undefined) return
     const left = this.report().coroutines.join(', ')
     throw new BlockError('EBUSY', `Context '${this.name}' closed with coroutines running: ${left}`)
   }
@@ -216,19 +227,44 @@ export class AioContext {
 
   /** A coroutine reached its end; for coroutines. */
   ended(handle: CoroutineIdentity): void {
-    const known = this.#live.delete(handle)
-    assert(known, 'a coroutine ends once')
+    const { previous, next } = handle
+    if (previous !== undefined) previous.next = next
+    else {
+      assert(this.#newest === handle, 'a coroutine ends once')
+      this.#newest = next
+    }
+    if (next !== undefined) next.previous = previous
+    handle.previous = undefined
+    handle.next = undefined
+  }
+
+  /** Where this name was first spawned: the same place nearly always, and paid for once. */
+  #siteOf(name: string): () => string {
+    if (this.#trace) return creationSite()
+    if (name === '') return noSite
+    const known = this.#sites.get(name)
+    if (known !== undefined) return known
+    const site = creationSite()
+    if (this.#sites.size < MOST_SITES) this.#sites.set(name, site)
+    return site
   }
 
   #busy(): boolean {
-    return this.#live.size + this.#sleeps.size + this.#next.length > 0
+    return this.#newest !== undefined || this.#sleeps.size + this.#next.length > 0
+  }
+
+  /** Oldest first. */
+  #live(): CoroutineIdentity[] {
+    const all: CoroutineIdentity[] = []
+    for (let co = this.#newest; co !== undefined; co = co.next) all.push(co)
+    return all.reverse()
   }
 
   #arm(): void {
     if (this.#armed) return
     this.#armed = true
     if (this.#overBudget()) this.clock.setImmediate(this.#afterTurn)
-    else queueMicrotask(this.#slice)
+    else void SETTLED.then(this.#slice)
   }
 
   #overBudget(): boolean {
@@ -340,10 +376,10 @@ function creationSite(): () => string {
   const limit = Error.stackTraceLimit
   Error.stackTraceLimit = 6
   const holder: { stack?: string } = {}
-  Error.captureStackTrace(holder, creationSite)
+  Error.captureStackTrace(holder, AioContext.prototype.spawn)
   Error.stackTraceLimit = limit
   return () => {
-    const lines = (holder.stack ?? '').split('\n').slice(2)
+    const lines = (holder.stack ?? '').split('\n').slice(1)
     return lines.length === 0 ? '' : ` spawned\n${lines.join('\n')}`
   }
 }

@@ -22,6 +22,9 @@ export interface CoroutineIdentity {
   readonly state: CoroutineState
   /** Whether somebody asked it to end early; it looks at its pause points. */
   readonly cancelled: boolean
+  /** Neighbours in the context's list of running coroutines; the context's alone. */
+  previous: CoroutineIdentity | undefined
+  next: CoroutineIdentity | undefined
   /** Asks it to end early. */
   cancel(): void
 }
@@ -45,10 +48,12 @@ let lastId = 0
 export class CoroutineHandle<T> implements RunTask, CoroutineIdentity {
   /** Number of the coroutine, unique in the thread. */
   readonly id: number
-  /** Name for reports. */
-  readonly name: string
   /** Where it was spawned: lines of a stack, empty when the context does not trace. */
   readonly site: () => string
+  /** Neighbours in the context's list of running coroutines; the context's alone. */
+  previous: CoroutineIdentity | undefined
+  next: CoroutineIdentity | undefined
+  readonly #name: string
   readonly #host: CoroutineHost
   readonly #work: Coroutine<T>
   #state: CoroutineState = 'queued'
@@ -61,10 +66,17 @@ export class CoroutineHandle<T> implements RunTask, CoroutineIdentity {
   constructor(host: CoroutineHost, name: string, site: () => string, work: CoroutineStart<T>) {
     lastId += 1
     this.id = lastId
-    this.name = name === '' ? `coroutine ${lastId}` : name
     this.site = site
+    this.previous = undefined
+    this.next = undefined
+    this.#name = name
     this.#host = host
     this.#work = typeof work === 'function' ? work(this) : work
+  }
+
+  /** Name for reports. */
+  get name(): string {
+    return this.#name === '' ? `coroutine ${this.id}` : this.#name
   }
 
   /** Where it stands. */
@@ -97,14 +109,21 @@ export class CoroutineHandle<T> implements RunTask, CoroutineIdentity {
 
   /** Called by the context only: one turn. */
   run(): void {
+    void this.#turn()
+  }
+
+  async #turn(): Promise<void> {
     this.#state = 'waiting'
     this.#host.current = this
     const turn = this.#work.next()
     this.#host.current = undefined
-    turn.then(this.#onStep, this.#onError)
-  }
-
-  readonly #onStep = (step: IteratorResult<unknown, T>): void => {
+    let step: IteratorResult<unknown, T>
+    try {
+      step = await turn
+    } catch (error) {
+      this.#fail(error)
+      return
+    }
     if (step.done === true) {
       this.#state = 'finished'
       this.#value = step.value
@@ -117,7 +136,7 @@ export class CoroutineHandle<T> implements RunTask, CoroutineIdentity {
     this.#host.enqueue(this)
   }
 
-  readonly #onError = (reason: unknown): void => {
+  #fail(reason: unknown): void {
     this.#state = 'failed'
     this.#host.ended(this)
     const error = this.#withSite(reason)

@@ -39,6 +39,8 @@ export class BlockNode implements EdgeOwner {
   noFlush: boolean
   /** Let discards through (`discard=unmap`). */
   unmap: boolean
+  /** What to do with writes of zero data. */
+  detectZeroes: 'off' | 'on' | 'unmap'
   /** The open driver; undefined before and after. */
   driver: BlockDriver | undefined
   /** A user asked for this node by `blockdev-add`. */
@@ -84,6 +86,7 @@ export class BlockNode implements EdgeOwner {
     this.readOnly = readOnly
     this.noFlush = options.cache?.['no-flush'] === true
     this.unmap = options.discard === 'unmap'
+    this.detectZeroes = options['detect-zeroes'] ?? 'off'
   }
 
   /** How permission messages name it. */

@@ -66,8 +66,14 @@ function checkFixed(node: BlockNode, options: BlockdevOptions): void {
     throw new BlockError('EINVAL', "Cannot change the option 'node-name'", { node: node.name })
 }
 
+/** The image itself names a backing image, whether or not one is attached. */
+async function namesBacking(node: BlockNode): Promise<boolean> {
+  const info = await node.driver?.info?.()
+  return info?.backingFilename !== undefined
+}
+
 /** The edges that an entry moves, makes or cuts. */
-function edgeChanges(graph: BlockGraph, entry: ReopenEntry): EdgeChange[] {
+async function edgeChanges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgeChange[]> {
   if (entry.keepChildren === true) return []
   const { node, options } = entry
   const changes: EdgeChange[] = []
@@ -76,7 +82,8 @@ function edgeChanges(graph: BlockGraph, entry: ReopenEntry): EdgeChange[] {
   for (const name of names) {
     const edge = node.children.get(name)
     const ref = options[name]
-    if (ref === undefined && name === 'backing' && edge !== undefined)
+    const missing = ref === undefined && name === 'backing'
+    if (missing && (edge !== undefined || (await namesBacking(node))))
       throw new BlockError('EINVAL', `backing is missing for '${node.name}'`, { node: node.name })
     if (ref === undefined) continue
     const to = changeTarget(graph, node, name, edge, ref)
@@ -157,7 +164,8 @@ export async function reopenNodes(
   for (const entry of given) checkFixed(entry.node, entry.options)
   const entries = expand(given)
   for (const entry of entries) checkFixed(entry.node, entry.options)
-  const changes = given.flatMap((entry) => edgeChanges(graph, entry))
+  const changes: EdgeChange[] = []
+  for (const entry of given) changes.push(...(await edgeChanges(graph, entry)))
   for (const { node } of entries) await graph.drainedBegin(node)
   for (const { to } of changes) if (to !== undefined) await graph.drainedBegin(to)
   try {
@@ -212,6 +220,7 @@ function adopt({ node, options }: ReopenEntry): void {
   node.readOnly = options['read-only'] === true
   node.noFlush = options.cache?.['no-flush'] === true
   node.unmap = options.discard === 'unmap'
+  node.detectZeroes = options['detect-zeroes'] ?? 'off'
 }
 
 /** References and blockers of an edge that was moved, made or cut. */

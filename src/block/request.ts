@@ -142,6 +142,10 @@ export function nodeWrite(
   const driver = node.needDriver()
   if (buf.length === 0) return undefined
   checkWritable(node, edge, offset, buf.length)
+  if (node.detectZeroes !== 'off' && allZero(buf)) {
+    const unmap = node.detectZeroes === 'unmap' ? FLAG.MAY_UNMAP : 0
+    return nodeWriteZeroes(node, edge, offset, buf.length, flags | unmap)
+  }
   const { requestAlignment, maxTransfer } = driver.limits
   const aligned =
     requestAlignment <= 1 || (offset % requestAlignment === 0 && buf.length % requestAlignment === 0)
@@ -153,6 +157,14 @@ export function nodeWrite(
     return slowWrite(node, driver, offset, buf, flags, aligned)
   node.gate.begin()
   return settleWrite(node, driver, offset, buf, flags)
+}
+
+function allZero(buf: Uint8Array): boolean {
+  for (let at = 0; at < buf.length; at += ZERO_PIECE_BYTES) {
+    const piece = buf.subarray(at, at + ZERO_PIECE_BYTES)
+    if (Buffer.compare(piece, ZEROES.subarray(0, piece.length)) !== 0) return false
+  }
+  return true
 }
 
 function settleWrite(

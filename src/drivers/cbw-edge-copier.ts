@@ -8,6 +8,8 @@
 import type { BlockChild } from '../block/child.ts'
 import { FLAG, STATUS } from '../block/driver.ts'
 import { chainStatus } from '../block/status.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
+import { asBlockError, BlockError } from '../util/errors.ts'
 
 /** Buffers kept for the next copy; more are made while more copies run. */
 const SPARE_BUFFERS = 16
@@ -28,17 +30,27 @@ export class EdgeCopier {
     const status = await chainStatus(this.#file.node, undefined, offset, bytes)
     const zero = (status.flags & STATUS.ZERO) !== 0 && (status.flags & STATUS.DATA) === 0
     if (zero && status.bytes >= bytes) {
-      await this.#target.pwriteZeroes(offset, bytes, FLAG.SERIALISING)
+      await tagged('write', () => this.#target.pwriteZeroes(offset, bytes, FLAG.SERIALISING))
       return
     }
     const spare = this.#spare.pop()
     const whole = spare !== undefined && spare.length >= bytes ? spare : new Uint8Array(bytes)
     const buf = whole.subarray(0, bytes)
     try {
-      await this.#file.pread(offset, buf)
-      await this.#target.pwrite(offset, buf, FLAG.SERIALISING)
+      await tagged('read', () => this.#file.pread(offset, buf))
+      await tagged('write', () => this.#target.pwrite(offset, buf, FLAG.SERIALISING))
     } finally {
       if (this.#spare.length < SPARE_BUFFERS) this.#spare.push(whole)
     }
+  }
+}
+
+/** Runs one side of a copy; its error says which side it was. */
+async function tagged(op: 'read' | 'write', run: () => Pending): Promise<void> {
+  try {
+    await run()
+  } catch (thrown) {
+    const error = asBlockError(thrown)
+    throw new BlockError(error.code, error.message, { ...error.context, op }, thrown)
   }
 }

@@ -118,6 +118,19 @@ export class CopyBeforeWrite implements BlockDriver {
     }
   }
 
+  /**
+   * Copies whatever of a cluster-aligned range was not copied yet, as a write there would. Errors:
+   * those of the copy, and the cause of lost protection.
+   */
+  async copyOut(offset: number, bytes: number): Promise<void> {
+    if (this.#lost !== undefined) throw this.#lost
+    if (this.#snapshotError !== undefined) throw this.#snapshotError
+    const end = Math.min(offset + bytes, this.#file.length())
+    const last = Math.floor((end - 1) / this.clusterSize)
+    await this.#copyRange(Math.floor(offset / this.clusterSize), last)
+    if (this.#lost !== undefined) throw this.#lost
+  }
+
   /** Waits until nothing is being copied. Inside a drained section nothing begins meanwhile. */
   async whenIdle(): Promise<void> {
     while (this.#copies.size > 0) await Promise.allSettled(this.#copies)

@@ -1,14 +1,15 @@
 /**
- * Backup with `sync=none`: the target keeps what the source's clusters held before they changed.
+ * Backup: the target keeps what the source's clusters held when the job began.
  *
  * Invariants:
  * - The copy-before-write filter protects from the moment it is in the graph; the job and its
  *   worker only do the copying for it.
- * - The job never ends by itself. When it ends, a filter of its own goes with it; a filter that
+ * - With `sync=none` the job never ends by itself. When a job ends, a filter of its own goes with it; a filter that
  *   belongs to somebody else stays and refuses writes until it is armed again.
  */
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
+import { nodeFlush } from '../block/request.ts'
 import { Ring } from '../sync/ring.ts'
 import { BlockError, ioError } from '../util/errors.ts'
 import { WorkerBody } from './body.ts'
@@ -16,16 +17,18 @@ import { type CopyBeforeWriteFilter, copyBeforeWriteOf, insertCopyBeforeWrite } 
 import { ClusterClient } from './cluster-client.ts'
 import { ANSWER_SLOTS, COMMAND_SLOTS } from './cluster-server.ts'
 import { describeChain, describeTarget, smallestCluster } from './describe.ts'
+import { copyEverything } from './full-backup.ts'
 import { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
 import type { JobDriver } from './job-types.ts'
+import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
 
 /** Commands that may wait for the worker; more writes than this wait for room. */
 const RING_RECORDS = 1024
 
-/** A backup with `sync=none`. */
+/** A backup. */
 export interface BackupOptions {
   /** Id of the job; absent for an internal one. */
   readonly jobId?: string | undefined
@@ -35,8 +38,12 @@ export interface BackupOptions {
   readonly source: BlockNode
   /** Where old content goes. */
   readonly target: BlockNode
-  /** The only kind that this function starts. */
-  readonly sync: 'none'
+  /** Everything, what the top layer holds, or only what is about to change. */
+  readonly sync: 'none' | 'full' | 'top'
+  /** What to do about an error while copying; default `report`. */
+  readonly onSourceError?: OnError | undefined
+  /** What to do about an error while copying; default `report`. */
+  readonly onTargetError?: OnError | undefined
   /** A filter over `source` that the caller owns and keeps; absent: the job makes its own. */
   readonly filter?: BlockNode | undefined
   /** Name of the job's own filter. */
@@ -79,7 +86,7 @@ export function checkBackup(source: BlockNode, target: BlockNode): void {
   }
 }
 
-/** Creates and starts a backup with `sync=none`. Nothing stays changed when it throws. */
+/** Creates and starts a backup. Nothing stays changed when it throws. */
 export async function startBackup(
   graph: BlockGraph,
   registry: JobRegistry,
@@ -92,7 +99,7 @@ export async function startBackup(
   const own = options.filter === undefined
   const filterNode =
     options.filter ?? (await insertCopyBeforeWrite(graph, source, target, options.filterNodeName))
-  const driver = new NoneBackup(graph, filterNode, own)
+  const driver = new BackupDriver(graph, filterNode, own, options)
   let job: Job
   try {
     await driver.open(pool, source, target)
@@ -117,22 +124,24 @@ export async function startBackup(
   return { job, filterNode, filter: driver.filter, body: driver.body }
 }
 
-class NoneBackup implements JobDriver {
+class BackupDriver implements JobDriver {
   readonly type = 'backup'
   readonly filter: CopyBeforeWriteFilter
   readonly #graph: BlockGraph
   readonly #filterNode: BlockNode
   readonly #own: boolean
+  readonly #options: BackupOptions
   #edges: JobEdges | undefined
   #client: ClusterClient | undefined
   #death: BlockError | undefined
   #job: Job | undefined
   body: WorkerBody | undefined
 
-  constructor(graph: BlockGraph, filterNode: BlockNode, own: boolean) {
+  constructor(graph: BlockGraph, filterNode: BlockNode, own: boolean, options: BackupOptions) {
     this.#graph = graph
     this.#filterNode = filterNode
     this.#own = own
+    this.#options = options
     this.filter = copyBeforeWriteOf(filterNode)
   }
 
@@ -184,6 +193,19 @@ class NoneBackup implements JobDriver {
   }
 
   async run(job: Job): Promise<void> {
+    const { source, target, sync } = this.#options
+    if (sync !== 'none') {
+      await copyEverything(job, {
+        graph: this.#graph,
+        source,
+        filter: this.filter,
+        sync,
+        onSourceError: this.#options.onSourceError ?? 'report',
+        onTargetError: this.#options.onTargetError ?? 'report',
+      })
+      if (!job.forceCancelled) await nodeFlush(target)
+      return
+    }
     while (!job.forceCancelled && this.#death === undefined) await job.waitKick()
     if (this.#death !== undefined) throw this.#death
   }

@@ -27,6 +27,7 @@ export interface CopyBeforeWriteFilter {
   setCopier(copier: ClusterCopier | undefined): void
   loseProtection(cause: BlockError): void
   rearm(copier?: ClusterCopier): void
+  copyOut(offset: number, bytes: number): Promise<void>
   whenIdle(): Promise<void>
   resetAll(): void
   checkpoint(): Promise<void>

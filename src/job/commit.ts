@@ -177,7 +177,7 @@ export function openBackend(
 }
 
 /** Marks everything that a layer above `base` holds. */
-async function scanAllocated(
+export async function scanAllocated(
   graph: BlockGraph,
   job: Job,
   top: BlockNode,

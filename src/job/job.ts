@@ -13,7 +13,7 @@ import { asBlockError, assert, BlockError, codeWords, ioError } from '../util/er
 import type { JobEvents } from './events.ts'
 import type { JobBody, JobDriver, JobHost, JobOptions } from './job-types.ts'
 import { checkSpeed, errorAction, type IoStatus, ioStatusOf, type OnError } from './policy.ts'
-import { jobReport } from './report.ts'
+import { emitEnd, jobReport } from './report.ts'
 import { assertTransition, checkVerb, isCompleted, type JobStatus } from './status.ts'
 import { Transaction } from './transaction.ts'
 
@@ -98,11 +98,6 @@ export class Job {
     return this.ended || isCompleted(this.#status)
   }
 
-  /** Whether it was ever started. */
-  get started(): boolean {
-    return this.#started
-  }
-
   /** The copy is complete and kept up to date. */
   get ready(): boolean {
     return this.#status === 'ready' || this.#status === 'standby'
@@ -169,9 +164,12 @@ export class Job {
     }
   }
 
-  /** Waits until `kick` is called by anyone: new work, a verb, a cancel. */
-  async waitKick(): Promise<void> {
-    await new Promise<void>((resolve) => this.#kicks.push(resolve))
+  /** Waits until `kick` is called by anyone (new work, a verb, a cancel) or `orUntil` settles. */
+  async waitKick(orUntil?: Promise<unknown>): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#kicks.push(resolve)
+      void orUntil?.then(() => resolve())
+    })
     await this.pausePoint()
   }
 
@@ -344,20 +342,10 @@ export class Job {
         this.error ??= asBlockError(thrown)
       }
     }
-    if (this.#started) this.#emitEnd()
+    if (this.#started) emitEnd(this, (name, data) => this.#emit(name, data))
     this.#setStatus('concluded')
     if (this.autoDismiss || !this.#started) this.#dismiss()
     this.#resolveDone()
-  }
-
-  #emitEnd(): void {
-    const report = jobReport(this)
-    if (this.error !== undefined && this.forceCancelled && this.error.code === 'ECANCELED') {
-      this.#emit('BLOCK_JOB_CANCELLED', report)
-      return
-    }
-    const text = this.error?.message
-    this.#emit('BLOCK_JOB_COMPLETED', text === undefined ? report : { ...report, error: text })
   }
 
   #end(error: BlockError | undefined): void {

@@ -48,7 +48,9 @@ export interface MirrorPlan {
   readonly scan: (job: Job) => Promise<void>
   /** Complete as soon as the copy is complete. */
   readonly autoComplete: boolean
-  /** Move the users of the filter onto this node at the end; undefined = nobody moves. */
+  /** Whose users move at the end; default the filter's. */
+  readonly pivotFrom?: BlockNode | undefined
+  /** Move them onto this node at the end; undefined = nobody moves. */
   readonly pivotTo: BlockNode | undefined
   readonly onSourceError: OnError
   readonly onTargetError: OnError
@@ -107,7 +109,7 @@ export class MirrorDriver implements JobDriver {
       : { remaining: 0, passes: 0 }
     await this.#copy(job, goal)
     if (job.forceCancelled) return
-    await plan.target.flush()
+    await this.#flush()
     job.becomeReady()
     while (!this.#mayEnd(job)) {
       if (plan.dirty.count > 0) await this.#copy(job, { remaining: 0, passes: MOST_PASSES })
@@ -131,14 +133,14 @@ export class MirrorDriver implements JobDriver {
   }
 
   async prepare(): Promise<void> {
-    const { graph, filter, target, pivotTo } = this.#plan
+    const { graph, filter, pivotFrom, pivotTo } = this.#plan
     await graph.drainedBegin(filter)
     this.#held = true
     await this.#lastCopy()
-    await target.flush()
+    await this.#flush()
     if (!this.#completing || pivotTo === undefined) return
     try {
-      await graph.replace(filter, pivotTo)
+      await graph.replace(pivotFrom ?? filter, pivotTo)
     } catch (thrown) {
       const { message } = asBlockError(thrown)
       throw new BlockError('EPERM', message, { op: 'pivot', node: filter.name }, thrown)
@@ -153,11 +155,18 @@ export class MirrorDriver implements JobDriver {
     this.#edges?.detachAll()
     await source.close()
     await target.close()
-    if (this.#pivoted) graph.unref(filter)
+    if (this.#pivoted && filter.parents.size === 0) graph.unref(filter)
     else await graph.removeFilter(filter)
     if (this.#held) graph.drainedEnd(filter)
     await graph.settled()
     await this.#plan.restore(this.#pivoted)
+  }
+
+  /** A worker writes behind the back of the nodes, which would see nothing to make stable. */
+  async #flush(): Promise<void> {
+    const { target } = this.#plan
+    markWritten(target.node)
+    await target.flush()
   }
 
   #mayEnd(job: Job): boolean {
@@ -212,5 +221,13 @@ export class MirrorDriver implements JobDriver {
     const done = this.#body?.done ?? 0
     job.current = done
     job.total = done + Math.min(this.#plan.dirty.dirtyBytes, this.#plan.top.length())
+  }
+}
+
+/** Tells a node, and those that hold its data, that something was written. */
+function markWritten(node: BlockNode): void {
+  node.writeGeneration += 1
+  for (const edge of node.children.values()) {
+    if (edge.role === 'file' || edge.role === 'filtered') markWritten(edge.node)
   }
 }

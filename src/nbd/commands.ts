@@ -7,11 +7,12 @@
  * - A FUA or FLUSH is answered only after the disk said that the data is stable.
  */
 import { FLAG, STATUS } from '../block/driver.ts'
-import type { Pending } from '../coroutine/coroutine.ts'
+import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
+import { assert } from '../util/errors.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import type { RequestHeader } from './codec.ts'
 import { NBD_CMD, NBD_CMD_FLAG } from './constants.ts'
-import type { ExportBackend } from './export.ts'
+import type { ExportBackend, ExportStatus } from './export.ts'
 import { findExtents } from './extents.ts'
 import type { NbdSession } from './handshake.ts'
 import type { Output } from './output.ts'
@@ -68,8 +69,9 @@ export class Commands {
       return undefined
     }
     if ((flags & NBD_CMD_FLAG.DF) !== 0) return this.#readWhole(high, low, offset, length)
+    let status: MaybePromise<ExportStatus>
     try {
-      const status = this.#backend.blockStatus(offset, length)
+      status = this.#backend.blockStatus(offset, length)
       if (!(status instanceof Promise) && status.bytes >= length) {
         if ((status.flags & STATUS.ZERO) === 0) return this.#readWhole(high, low, offset, length)
         this.#replies.hole(high, low, offset, length, true)
@@ -79,7 +81,7 @@ export class Commands {
       this.#replies.fail(high, low, error)
       return undefined
     }
-    return this.#readSparse(high, low, offset, offset + length)
+    return this.#readSparse(high, low, offset, offset + length, status)
   }
 
   #readWhole(high: number, low: number, offset: number, length: number): Pending {
@@ -117,10 +119,17 @@ export class Commands {
   }
 
   /** A read in pieces, each all data or all zeroes. */
-  async #readSparse(high: number, low: number, from: number, end: number): Promise<void> {
+  async #readSparse(
+    high: number,
+    low: number,
+    from: number,
+    end: number,
+    first: MaybePromise<ExportStatus>,
+  ): Promise<void> {
     try {
       for (let at = from; at < end; ) {
-        const { bytes, zero } = await this.#sameKind(at, end - at)
+        const asked = at === from ? first : this.#backend.blockStatus(at, end - at)
+        const { bytes, zero } = await this.#sameKind(at, end - at, asked)
         const done = at + bytes >= end
         if (zero) this.#replies.hole(high, low, at, bytes, done)
         else {
@@ -138,18 +147,22 @@ export class Commands {
   }
 
   /** The longest start of a range that is all zeroes, or has none that are known to be. */
-  async #sameKind(offset: number, bytes: number): Promise<{ bytes: number; zero: boolean }> {
-    let zero: boolean | undefined
-    let at = 0
+  async #sameKind(
+    offset: number,
+    bytes: number,
+    first: MaybePromise<ExportStatus>,
+  ): Promise<{ bytes: number; zero: boolean }> {
+    let status = first instanceof Promise ? await first : first
+    const zero = (status.flags & STATUS.ZERO) !== 0
+    let at = Math.min(status.bytes, bytes)
     while (at < bytes) {
       const asked = this.#backend.blockStatus(offset + at, bytes - at)
-      const status = asked instanceof Promise ? await asked : asked
-      const isZero = (status.flags & STATUS.ZERO) !== 0
-      if (zero !== undefined && zero !== isZero) break
-      zero = isZero
-      at += status.bytes > 0 ? Math.min(status.bytes, bytes - at) : bytes - at
+      status = asked instanceof Promise ? await asked : asked
+      assert(status.bytes > 0, 'a block status covers at least one byte')
+      if (zero !== ((status.flags & STATUS.ZERO) !== 0)) break
+      at += Math.min(status.bytes, bytes - at)
     }
-    return { bytes: at, zero: zero === true }
+    return { bytes: at, zero }
   }
 
   #write(

@@ -14,6 +14,7 @@ import { objectCommands } from './commands/objects.ts'
 import { replicationCommands } from './commands/replication.ts'
 import { runStateCommands } from './commands/run-state.ts'
 import { sessionCommands } from './commands/session.ts'
+import { snapshotCommands } from './commands/snapshot.ts'
 import { startJobCommands } from './commands/start-jobs.ts'
 import { yankCommands } from './commands/yank.ts'
 import type { EventHub } from './events.ts'
@@ -29,6 +30,7 @@ export function allCommands(services: MonitorServices): CommandTable {
     nodeCommands(graph),
     jobCommands(jobs),
     startJobCommands(services),
+    snapshotCommands(graph),
     nbdCommands(graph, exports),
     replicationCommands(replication),
     objectCommands(objects),

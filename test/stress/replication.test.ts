@@ -8,7 +8,9 @@ import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { expect, test } from 'vitest'
 import type { BlockBackend } from '../../src/block/backend.ts'
+import type { BlockdevOptions } from '../../src/block/driver.ts'
 import type { Coroutine } from '../../src/coroutine/coroutine.ts'
+import { createQcow2 } from '../../src/drivers/qcow2/create.ts'
 import { Runtime } from '../../src/runtime.ts'
 import { Random } from '../../src/util/random.ts'
 import { History, type Read, ReplicationModel, type Span, type Write } from './replication-model.ts'
@@ -119,14 +121,22 @@ function tagsOf(bytes: Uint8Array): number[] {
   })
 }
 
-async function buildSecondary(runtime: Runtime, socket: string): Promise<void> {
-  const memory = (name: string): object => ({ driver: 'memory', 'node-name': name, size: SIZE })
-  await runtime.addNode({ driver: 'memory', 'node-name': 'local', size: SIZE })
-  const hidden = { ...memory('hidden'), backing: 'local' }
-  const file = { ...memory('active'), backing: hidden }
+/** What the secondary's disks are made of. */
+type Kind = 'memory' | 'qcow2'
+
+async function buildSecondary(runtime: Runtime, folder: string, kind: Kind): Promise<void> {
+  const disk = async (name: string): Promise<BlockdevOptions> => {
+    if (kind === 'memory') return { driver: kind, 'node-name': name, size: SIZE }
+    const filename = join(folder, `${name}.qcow2`)
+    await createQcow2(filename, { size: SIZE })
+    return { driver: kind, 'node-name': name, file: { driver: 'file', filename } }
+  }
+  await runtime.addNode(await disk('local'))
+  const hidden = { ...(await disk('hidden')), backing: 'local' }
+  const file = { ...(await disk('active')), backing: hidden }
   const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top' }
   await runtime.addNode({ ...role, 'node-name': 'top', file })
-  await runtime.startNbdServer({ type: 'unix', path: socket })
+  await runtime.startNbdServer({ type: 'unix', path: join(folder, 'nbd') })
   await runtime.addExport({ id: 'local', nodeName: 'local', writable: true })
 }
 
@@ -194,6 +204,7 @@ function judge(
 }
 
 async function playRound(
+  kind: Kind,
   seed: number,
 ): Promise<{ round: Round; reports: Report[]; failover: Span }> {
   const folder = mkdtempSync(join(tmpdir(), 'stress-'))
@@ -201,7 +212,7 @@ async function playRound(
   const runtime = await Runtime.create()
   try {
     const round = new Round(runtime, folder, seed)
-    await buildSecondary(runtime, socket)
+    await buildSecondary(runtime, folder, kind)
     const disk = await runtime.openBackend('top')
     await runtime.replication.startAll('secondary')
     const writers: Promise<Report>[] = []
@@ -230,8 +241,9 @@ async function playRound(
     const base = await runtime.openBackend('local', { perm: 1, shared: 15 })
     const local = await readAll(base)
     const sentence = judge(round, round.checkpoints, top, local)
-    const blind = judge(round, round.checkpoints.slice(0, -1), top, local)
-    expect(blind, 'a judge that missed a checkpoint must object').toBeDefined()
+    // A judge that missed the later checkpoints must object, or it would never object.
+    const blind = judge(round, round.checkpoints.slice(0, CHECKPOINTS / 2), top, local)
+    expect(blind, `replay with SEED=${SEED}`).toBeDefined()
     if (sentence !== undefined) throw new Error(`${sentence}; replay with SEED=${SEED}`)
     await base.close()
     await disk.close()
@@ -242,23 +254,27 @@ async function playRound(
   }
 }
 
-test('replication / stress / every sector has a history through checkpoints and failovers', async () => {
-  const seeds = new Random(SEED)
-  const limit = performance.now() + 10_000
-  let rounds = 0
-  do {
-    const { round, reports, failover } = await playRound(seeds.uint32())
-    expect(round.checkpoints).toHaveLength(CHECKPOINTS)
-    expect(round.guestWrites).toBeGreaterThan(CHECKPOINTS)
-    for (const { writes, refused } of reports) {
-      expect(writes.length, 'a thread wrote nothing').toBeGreaterThan(0)
-      expect(refused, 'a late write of the primary was accepted').toBeDefined()
-      for (let at = 0; at < writes.length; at += 5) {
-        const began = writes[at + 3] as number
-        expect(began, 'acknowledged after the failover').toBeLessThan(failover.end)
+test.each(['memory', 'qcow2'] as const)(
+  'replication / stress / %s / every sector has a history through checkpoints and failovers',
+  async (kind) => {
+    const seeds = new Random(SEED)
+    const limit = performance.now() + 6_000
+    let rounds = 0
+    do {
+      const { round, reports, failover } = await playRound(kind, seeds.uint32())
+      expect(round.checkpoints).toHaveLength(CHECKPOINTS)
+      expect(round.guestWrites).toBeGreaterThan(CHECKPOINTS)
+      for (const { writes, refused } of reports) {
+        expect(writes.length, 'a thread wrote nothing').toBeGreaterThan(0)
+        expect(refused, 'a late write of the primary was accepted').toBeDefined()
+        for (let at = 0; at < writes.length; at += 5) {
+          const began = writes[at + 3] as number
+          expect(began, 'acknowledged after the failover').toBeLessThan(failover.end)
+        }
       }
-    }
-    rounds++
-  } while (performance.now() < limit)
-  console.log(`replication stress: ${rounds} rounds, SEED=${SEED}`)
-}, 60_000)
+      rounds++
+    } while (performance.now() < limit)
+    console.log(`replication stress, ${kind}: ${rounds} rounds, SEED=${SEED}`)
+  },
+  60_000,
+)

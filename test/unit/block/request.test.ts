@@ -96,6 +96,17 @@ describe('block / request', () => {
     expect(await patternOf(user, 0, 512)).toBe(1)
   })
 
+  it('block / request / detected zero data become a zero write, other data do not', async () => {
+    const disk = new TestDisk(65536)
+    disk.data.fill(1)
+    disk.zeroes = 'yes'
+    const { user } = await open(disk, { 'detect-zeroes': 'on' })
+    await fill(user, 0, 0, 8192)
+    await fill(user, 2, 8192, 4096)
+    expect(disk.log.map(([op]) => op)).toEqual(['zeroes', 'write'])
+    expect(await patternOf(user, 0, 8192)).toBe(0)
+  })
+
   it('block / request / a write with FUA ends after a flush', async () => {
     const disk = new TestDisk(4096)
     const { user } = await open(disk)

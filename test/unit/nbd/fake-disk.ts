@@ -60,6 +60,7 @@ export class FakeDisk implements ExportBackend {
 
   blockStatus(offset: number, bytes: number): ExportStatus | Promise<ExportStatus> {
     const error = this.fail.status
+    if (error !== undefined && this.slow) return Promise.reject(error)
     if (error !== undefined) throw error
     const until = Math.min(Math.ceil((offset + 1) / this.grain) * this.grain, offset + bytes)
     const zero = this.bytes.subarray(offset, until).every((byte) => byte === 0)

@@ -151,9 +151,12 @@ test('nbd / server / a disk that refuses block status fails reads and status, ho
   const { address, disk } = await start()
   const c = await RawClient.enter(address, 'a', { contexts: ['base:allocation'] })
   disk.fail = { status: eio() }
-  const read = await c.command(READ, 0, 512)
-  expect([read.error, read.message]).toEqual([5, 'no such luck'])
-  expect((await c.command(BLOCK_STATUS, 0, 512)).error).toBe(5)
+  for (const slow of [false, true]) {
+    disk.slow = slow
+    const read = await c.command(READ, 0, 512)
+    expect([read.error, read.message]).toEqual([5, 'no such luck'])
+    expect((await c.command(BLOCK_STATUS, 0, 512)).error).toBe(5)
+  }
 })
 
 for (const slow of [false, true]) {

@@ -1,0 +1,157 @@
+/**
+ * `blockdev-mirror`: copies a disk onto another and keeps both equal until told otherwise.
+ *
+ * Invariants:
+ * - All checks of the request come before the graph changes.
+ * - Different sizes end the job with an error, not the request.
+ */
+import { PERM } from '../block/driver.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import { BlockError } from '../util/errors.ts'
+import { launch, mirrorGranularity, openBackend, scanAllocated } from './commit.ts'
+import type { Job } from './job.ts'
+import { MirrorDriver } from './mirror.ts'
+import type { OnError } from './policy.ts'
+import type { WorkerPool } from './pool.ts'
+import type { JobRegistry } from './registry.ts'
+
+const GRANULARITY_MIN = 512
+const GRANULARITY_MAX = 64 * 1024 * 1024
+
+/** A mirror. */
+export interface MirrorOptions {
+  /** Id of the job. */
+  readonly jobId: string
+  /** The disk that is copied. */
+  readonly source: BlockNode
+  /** What it is copied onto. */
+  readonly target: BlockNode
+  /** Everything, what the top layer holds, or only what is written from now on. */
+  readonly sync: 'full' | 'top' | 'none'
+  /** The node that `complete` replaces by the target; default the source. */
+  readonly replaces?: string | undefined
+  /** Bytes a second; 0 = unlimited, the default. */
+  readonly speed?: number | undefined
+  /** Size of a dirty region in bytes; a power of two from 512 to 64 MiB. */
+  readonly granularity?: number | undefined
+  /** Name of the filter that sits over the source meanwhile. */
+  readonly filterNodeName?: string | undefined
+  /** What to do about an error; default `report`. */
+  readonly onSourceError?: OnError | undefined
+  /** What to do about an error; default `report`. */
+  readonly onTargetError?: OnError | undefined
+  /** See `JobOptions`. */
+  readonly autoFinalize?: boolean | undefined
+  /** See `JobOptions`. */
+  readonly autoDismiss?: boolean | undefined
+}
+
+/** Creates and starts a mirror. Nothing stays changed when it throws. */
+export async function startMirror(
+  graph: BlockGraph,
+  registry: JobRegistry,
+  pool: WorkerPool,
+  options: MirrorOptions,
+): Promise<Job> {
+  const { source, target } = options
+  registry.checkId(options.jobId, false)
+  checkMirror(graph, options)
+  const undo: (() => Promise<void>)[] = []
+  try {
+    const name = options.filterNodeName
+    const filter = await graph.insertFilter(
+      {
+        driver: 'commit-filter',
+        file: source.name,
+        'read-only': source.readOnly,
+        ...(name === undefined ? {} : { 'node-name': name }),
+      },
+      source,
+    )
+    undo.push(() => graph.removeFilter(filter))
+    const from = await openBackend(graph, source, PERM.CONSISTENT_READ)
+    undo.push(() => from.close())
+    const to = await openBackend(graph, target, PERM.WRITE)
+    undo.push(() => to.close())
+    const base = options.sync === 'top' ? source.chainNext : undefined
+    const unit = options.granularity ?? mirrorGranularity(target)
+    const dirty = DirtyBitmap.create(source.length(), unit)
+    const driver = new MirrorDriver({
+      type: 'mirror',
+      graph,
+      pool,
+      filter,
+      top: source,
+      base,
+      source: from,
+      target: to,
+      dirty,
+      scan: (job) => scan(graph, job, options, base, dirty),
+      autoComplete: false,
+      pivotFrom: options.replaces === undefined ? undefined : graph.find(options.replaces),
+      pivotTo: target,
+      onSourceError: options.onSourceError ?? 'report',
+      onTargetError: options.onTargetError ?? 'report',
+      restore: async () => undefined,
+    })
+    undo.push(async () => driver.release())
+    const job = registry.create({
+      id: options.jobId,
+      driver,
+      autoFinalize: options.autoFinalize,
+      autoDismiss: options.autoDismiss,
+      speed: options.speed,
+    })
+    // From here on the job itself takes everything back when it ends.
+    undo.length = 0
+    await launch(graph, job, driver, [
+      [filter, 'main node'],
+      [source, 'source'],
+      [target, 'target'],
+    ])
+    return job
+  } catch (thrown) {
+    for (const step of undo.reverse()) await step()
+    throw thrown
+  }
+}
+
+function checkMirror(graph: BlockGraph, options: MirrorOptions): void {
+  const { source, target, granularity, replaces } = options
+  if (granularity !== undefined) {
+    if (granularity < GRANULARITY_MIN || granularity > GRANULARITY_MAX) {
+      throw new BlockError(
+        'EINVAL',
+        "Parameter 'granularity' expects a value in range [512B, 64MB]",
+      )
+    }
+    if (!Number.isInteger(Math.log2(granularity))) {
+      throw new BlockError('EINVAL', "Parameter 'granularity' expects a power of 2")
+    }
+  }
+  if (source === target) throw new BlockError('EINVAL', "Can't mirror node into itself")
+  source.blockers.check('mirror-source', source.name)
+  target.blockers.check('mirror-target', target.name)
+  if (!source.isRootNode) throw new BlockError('EINVAL', 'Need a root block node')
+  if (replaces !== undefined && graph.find(replaces) === undefined) {
+    throw new BlockError('EINVAL', `Failed to find node with node-name='${replaces}'`)
+  }
+}
+
+async function scan(
+  graph: BlockGraph,
+  job: Job,
+  options: MirrorOptions,
+  base: BlockNode | undefined,
+  dirty: DirtyBitmap,
+): Promise<void> {
+  const { source, target } = options
+  if (source.length() !== target.length()) {
+    throw new BlockError('EINVAL', 'Source and target image have different sizes')
+  }
+  if (options.sync === 'none') return
+  if (base === undefined) dirty.setAll()
+  else await scanAllocated(graph, job, source, base, dirty)
+}
