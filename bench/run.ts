@@ -10,7 +10,7 @@ import { cpus, totalmem } from 'node:os'
 import { parseArgs } from 'node:util'
 import type { BenchRow } from './measure.ts'
 
-const NAMES = ['runtime', 'checkpoint', 'replication'] as const
+const NAMES = ['runtime', 'replication'] as const
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

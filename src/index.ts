@@ -16,6 +16,7 @@ export {
 export type { BlockEvents } from './block/events.ts'
 export type { BlockGraph } from './block/graph.ts'
 export type { BlockNode } from './block/node.ts'
+export { createQcow2, type Qcow2CreateOptions } from './drivers/qcow2/create.ts'
 export { NbdClient } from './nbd/client.ts'
 export type { ExportInfo, ExportRequest, ServerAddress } from './qmp/services.ts'
 export { PROGRAM_VERSION } from './qmp/version.ts'

@@ -66,9 +66,7 @@ export class Exports implements ExportService {
     const server = this.#needServer()
     const valid = device === undefined ? ID_PATTERN.test(id) : id !== ''
     if (!valid) throw new BlockError('EINVAL', 'Invalid block export id')
-    if (this.#entries.has(id)) {
-      throw new BlockError('EEXIST', `Block export id '${id}' is already in use`)
-    }
+    this.#checkFreeId(id)
     const node = this.#graph.lookup(device, nodeName)
     const missing = request.bitmaps?.[0]
     if (missing !== undefined) {
@@ -86,6 +84,9 @@ export class Exports implements ExportService {
       writethrough: request.writethrough === true,
     })
     try {
+      // Another monitor may have been quicker while the backend was made.
+      if (this.#needServer() !== server) throw new BlockError('EINVAL', 'NBD server not running')
+      this.#checkFreeId(id)
       server.addExport({
         name,
         backend,
@@ -146,6 +147,11 @@ export class Exports implements ExportService {
     await entry.backend.close()
     this.#entries.delete(entry.id)
     this.#graph.events.emit('BLOCK_EXPORT_DELETED', { id: entry.id })
+  }
+
+  #checkFreeId(id: string): void {
+    if (!this.#entries.has(id)) return
+    throw new BlockError('EEXIST', `Block export id '${id}' is already in use`)
   }
 
   #needServer(): NbdServer {

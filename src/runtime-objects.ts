@@ -5,19 +5,53 @@
  * - A secret's data never leaves it by a query.
  */
 import { readFileSync } from 'node:fs'
-import { RECORDED_KINDS } from './qmp/commands/objects.ts'
-import type { JsonObject, JsonValue } from './qmp/json.ts'
+import type { ThrottleGroups } from './drivers/throttle.ts'
+import { RECORDED_KINDS, throttleLimits } from './qmp/commands/objects.ts'
+import { isObject, type JsonObject, type JsonValue } from './qmp/json.ts'
 import type { ObjectHandle, ObjectKind } from './qmp/objects.ts'
+import { struct, validate } from './qmp/schema.ts'
 import { asBlockError, BlockError } from './util/errors.ts'
 
 /** The kinds, by name. */
-export function objectKinds(): Readonly<Record<string, ObjectKind>> {
+export function objectKinds(groups: ThrottleGroups): Readonly<Record<string, ObjectKind>> {
   const recorded = RECORDED_KINDS.map((kind) => [kind, { create: recordedObject }])
   return {
     ...Object.fromEntries(recorded),
+    'throttle-group': { create: (id, options) => throttleGroup(groups, id, options) },
     iothread: { create: (_id, options) => iothread(options) },
     secret: { create: (_id, options) => secret(options) },
   }
+}
+
+function throttleGroup(groups: ThrottleGroups, id: string, options: JsonObject): ObjectHandle {
+  const group = groups.add(id, limitsOf(options))
+  return {
+    inUse: () => group.members.size > 0,
+    get: (property) => {
+      if (property === 'limits') return { ...group.limits }
+      return property.startsWith('x-') ? group.limits[property.slice(2)] : undefined
+    },
+    set: (property, value) => {
+      if (property !== 'limits') return false
+      group.setLimits(limitsOf({ limits: value }))
+      return true
+    },
+    properties: () => [
+      { name: 'limits', type: 'ThrottleLimits' },
+      ...Object.keys(group.limits).map((name) => ({ name: `x-${name}`, type: 'int' })),
+    ],
+    remove: () => groups.remove(id),
+  }
+}
+
+const limitsSchema = struct({ 'limits?': struct(throttleLimits) })
+
+function limitsOf(options: JsonObject): Record<string, number> {
+  const { limits } = validate(limitsSchema, options)
+  const numbers: Record<string, number> = {}
+  if (!isObject(limits)) return numbers
+  for (const [name, value] of Object.entries(limits)) numbers[name] = Number(value)
+  return numbers
 }
 
 const IOTHREAD_DEFAULTS: Readonly<Record<string, number>> = {

@@ -12,6 +12,7 @@ import { type BlockdevOptions, type DriverDefinition, PERM } from './block/drive
 import type { BlockEvents } from './block/events.ts'
 import { BlockGraph } from './block/graph.ts'
 import type { BlockNode } from './block/node.ts'
+import { makeThrottleDriver, ThrottleGroups } from './drivers/throttle.ts'
 import { jobRegistry } from './job/host.ts'
 import { WorkerPool } from './job/pool.ts'
 import type { JobRegistry } from './job/registry.ts'
@@ -58,6 +59,7 @@ export class Runtime implements AsyncDisposable {
   /** Every replication node, and the orders that go to all of them. */
   readonly replication: ReplicationRegistry = new ReplicationRegistry()
   readonly #pool = new WorkerPool()
+  readonly #groups: ThrottleGroups
   readonly #backends = new Set<BlockBackend>()
   readonly #hub: EventHub
   readonly #monitor: Monitor
@@ -71,6 +73,7 @@ export class Runtime implements AsyncDisposable {
     this.ctx = new AioContext({ clock })
     this.graph = new BlockGraph({ ctx: this.ctx, drivers: [] })
     this.jobs = jobRegistry(this.graph)
+    this.#groups = new ThrottleGroups(this.ctx)
     this.exports = new Exports(this.graph)
     this.quitRequested = new Promise((resolve) => {
       this.#requestQuit = resolve
@@ -84,9 +87,10 @@ export class Runtime implements AsyncDisposable {
       },
     })
     this.graph.events.onAny((name, data) => this.#hub.publish(name, eventData(data)))
+    const throttle = makeThrottleDriver(this.#groups)
     const machinery = new JobMachinery(this.graph, this.jobs, this.#pool)
     const replication = makeReplicationDriver(this.replication, machinery)
-    for (const driver of [...builtinDrivers(), replication, ...(options.drivers ?? [])]) {
+    for (const driver of [...builtinDrivers(), throttle, replication, ...(options.drivers ?? [])]) {
       this.graph.drivers.set(driver.name, driver)
     }
     this.#monitor = new Monitor(this.#services(), this.#hub)
@@ -184,7 +188,7 @@ export class Runtime implements AsyncDisposable {
       pool: this.#pool,
       exports,
       replication: this.replication,
-      objects: new ObjectStore(objectKinds()),
+      objects: new ObjectStore(objectKinds(this.#groups)),
       runState: new RunState(graph.events),
       quit: () => this.quit('host-qmp-quit'),
     }

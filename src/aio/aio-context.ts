@@ -10,12 +10,14 @@
  * - It belongs to the thread that made it.
  */
 import { threadId } from 'node:worker_threads'
-import type { Coroutine, Pending } from '../coroutine/coroutine.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
 import { ContextLock } from '../sync/context-lock.ts'
 import { type Clock, HostClock, type TimerHandle } from '../util/clock.ts'
 import { assert, BlockError } from '../util/errors.ts'
 import { BottomHalf, type RunTask } from './bottom-half.ts'
 import { CoroutineHandle, type CoroutineIdentity, type CoroutineStart } from './coroutine-handle.ts'
+import { SharedBottomHalf } from './shared-bottom-half.ts'
+import { Sleep, type WakeableSleep } from './sleep.ts'
 import { AioTimer } from './timer.ts'
 
 /** How a context is made. */
@@ -47,14 +49,6 @@ export interface AioReport {
   readonly timers: number
   /** Tasks on the run queue. */
   readonly queued: number
-}
-
-/** A sleep that may end early. */
-export interface WakeableSleep {
-  /** Settles when the time is over or `wake` was called. */
-  readonly done: Promise<void>
-  /** Ends the sleep; once, later calls do nothing. */
-  wake(): void
 }
 
 /** Tasks that may run before the host loop gets a turn; about a millisecond of small requests. */
@@ -115,6 +109,14 @@ export class AioContext {
   /** A reusable bottom half. */
   newBh(fn: () => void): BottomHalf {
     return new BottomHalf(this, fn)
+  }
+
+  /**
+   * A bottom half that any thread schedules by ringing the `Doorbell` over `words`. Keeps the thread
+   * alive until it is closed.
+   */
+  listen(words: Int32Array, fn: () => void): SharedBottomHalf {
+    return new SharedBottomHalf(words, this.newBh(fn))
   }
 
   /** The same as `scheduleBh`, for work put off until the caller is done. */
@@ -316,11 +318,6 @@ export class AioContext {
   }
 }
 
-/** Runs a coroutine to its end in a context of its own turn; for callers that only want the result. */
-export function coRun<T>(ctx: AioContext, work: Coroutine<T>, name?: string): Promise<T> {
-  return ctx.spawn(work, name === undefined ? {} : { name }).join()
-}
-
 class Held implements AsyncDisposable {
   readonly #lock: ContextLock
   #held = true
@@ -332,38 +329,6 @@ class Held implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#held) this.#lock.release()
     this.#held = false
-  }
-}
-
-class Sleep implements WakeableSleep {
-  readonly done: Promise<void>
-  readonly #all: Set<Sleep>
-  readonly #timer: TimerHandle
-  #resolve!: () => void
-  #reject!: (reason: BlockError) => void
-
-  constructor(clock: Clock, ms: number, all: Set<Sleep>) {
-    this.#all = all
-    this.done = new Promise((resolve, reject) => {
-      this.#resolve = resolve
-      this.#reject = reject
-    })
-    all.add(this)
-    this.#timer = clock.setTimer(ms, () => this.wake())
-  }
-
-  wake(): void {
-    if (this.#end()) this.#resolve()
-  }
-
-  /** The context closes. */
-  fail(error: BlockError): void {
-    if (this.#end()) this.#reject(error)
-  }
-
-  #end(): boolean {
-    this.#timer.cancel()
-    return this.#all.delete(this)
   }
 }
 

@@ -129,7 +129,7 @@ export class Channel implements ReplyHost {
     this.remote = remote
     this.structured = remote.structured
     this.allocationContext = remote.allocationContext
-    this.#out = new Output(socket, pool)
+    this.#out = new Output(socket, pool, clock)
     this.#parser = new ReplyParser(this)
     socket.on('data', (bytes: Buffer) => this.#feed(bytes))
     socket.on('close', () => this.#break(new BlockError('ECONNRESET', 'Connection closed')))

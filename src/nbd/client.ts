@@ -15,7 +15,9 @@ import type { NbdAddress } from './address.ts'
 import { BufferPool } from './buffer-pool.ts'
 import { Channel, type ChannelHost, withHandshake } from './channel.ts'
 import { type ListedExport, listOf, type RemoteExport } from './client-handshake.ts'
+import { ClientRequest } from './client-request.ts'
 import { NBD_CMD, NBD_CMD_FLAG, NBD_FLAG } from './constants.ts'
+import { describeChange } from './remote-change.ts'
 import type { AwaitedReply } from './reply-parser.ts'
 
 /** How a client connects. */
@@ -49,59 +51,6 @@ const HANDSHAKE_MS = 10_000
 const LONGEST_BACKOFF_MS = 16_000
 /** A request made while the connection is down brings the next attempt this near to the last. */
 const NUDGED_BACKOFF_MS = 500
-
-class ClientRequest implements AwaitedReply {
-  readonly type: number
-  readonly flags: number
-  readonly offset: number
-  readonly length: number
-  readonly buf: Uint8Array | undefined
-  readonly done: Promise<void>
-  readonly deadline: number
-  filled = 0
-  error: BlockError | undefined
-  extent: { readonly bytes: number; readonly bits: number } | undefined
-  #resolve: () => void = () => undefined
-  #reject: (error: BlockError) => void = () => undefined
-
-  constructor(
-    type: number,
-    flags: number,
-    offset: number,
-    length: number,
-    buf: Uint8Array | undefined,
-    deadline: number,
-  ) {
-    this.type = type
-    this.flags = flags
-    this.offset = offset
-    this.length = length
-    this.buf = buf
-    this.deadline = deadline
-    this.done = new Promise<void>((resolve, reject) => {
-      this.#resolve = resolve
-      this.#reject = reject
-    })
-  }
-
-  settle(): void {
-    if (this.error === undefined) this.#resolve()
-    else this.#reject(this.error)
-  }
-
-  fail(code: ErrorCode, cause: BlockError): void {
-    this.#reject(
-      new BlockError(code, codeWords(code), { offset: this.offset, bytes: this.length }, cause),
-    )
-  }
-
-  /** Forgets what a lost connection brought, to be sent again. */
-  reset(): void {
-    this.filled = 0
-    this.error = undefined
-    this.extent = undefined
-  }
-}
 
 /** A client of one export. */
 export class NbdClient implements ChannelHost {
@@ -433,23 +382,4 @@ function openLimits(
 ): { clock: Clock; timeoutMs: number; canceled?: AbortSignal } {
   const limits = { clock: options.ctx.clock, timeoutMs: options.handshakeMs ?? HANDSHAKE_MS }
   return canceled === undefined ? limits : { ...limits, canceled }
-}
-
-const NEEDED_FLAGS: number =
-  NBD_FLAG.SEND_FLUSH |
-  NBD_FLAG.SEND_FUA |
-  NBD_FLAG.SEND_TRIM |
-  NBD_FLAG.SEND_WRITE_ZEROES |
-  NBD_FLAG.SEND_FAST_ZERO
-
-/** What of an export is no longer as it was, in words; undefined when it may be used. */
-function describeChange(was: RemoteExport, is: RemoteExport): string | undefined {
-  if (was.size !== is.size) return `its size was ${was.size} and is ${is.size}`
-  if ((was.flags & NBD_FLAG.READ_ONLY) !== (is.flags & NBD_FLAG.READ_ONLY)) {
-    return (is.flags & NBD_FLAG.READ_ONLY) !== 0 ? 'it is read-only now' : 'it is writable now'
-  }
-  if ((was.flags & NEEDED_FLAGS & ~is.flags) !== 0) return 'it offers fewer commands'
-  if (is.minBlock > was.minBlock || is.maxBlock < was.maxBlock)
-    return 'its block sizes are narrower'
-  return undefined
 }

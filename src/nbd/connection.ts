@@ -100,8 +100,10 @@ export class NbdConnection {
     this.#handshake = undefined
     this.#deadline.cancel()
     this.#export = session.export
-    const { pool } = this.#host
-    this.#transmission = new Transmission(session, this.#socket, pool, () => this.#maybeGone())
+    const { pool, clock } = this.#host
+    this.#transmission = new Transmission(session, this.#socket, pool, clock, () =>
+      this.#maybeGone(),
+    )
     this.#host.entered(this)
     this.#transmission.feed(rest)
   }

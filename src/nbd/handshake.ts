@@ -8,6 +8,7 @@
  * - A context selection counts only for the export it named.
  */
 
+import { BlockError } from '../util/errors.ts'
 import { greeting, lengthPrefixed, optionReply, putU64 } from './codec.ts'
 import {
   NBD_GREETING_MAGIC,
@@ -170,7 +171,17 @@ export class Handshake {
     return this.#refuse(option, { type: NBD_REP.ERR_TOO_BIG, text: 'Option data is too long' })
   }
 
+  /** A disk that cannot even tell its length costs the client its connection, nobody else anything. */
   #option(option: number, data: Buffer): HandshakeOutcome {
+    try {
+      return this.#handle(option, data)
+    } catch (error) {
+      if (error instanceof BlockError) return DROP
+      throw error
+    }
+  }
+
+  #handle(option: number, data: Buffer): HandshakeOutcome {
     const handler = OPTIONS.get(option)
     if (handler === undefined) return this.#unsupported(option)
     if (this.#host.closing && option !== NBD_OPT.ABORT) {

@@ -8,6 +8,7 @@
  * - Nothing is written before `flush`, and `flush` makes one gathered write of everything.
  */
 import type { Socket } from 'node:net'
+import type { Clock } from '../util/clock.ts'
 import type { BufferPool } from './buffer-pool.ts'
 
 const SLAB_BYTES = 256 << 10
@@ -18,6 +19,7 @@ const SLAB_SHARE = 64 << 10
 export class Output {
   readonly #socket: Socket
   readonly #pool: BufferPool
+  readonly #clock: Clock
   #slab: Buffer = Buffer.allocUnsafeSlow(SLAB_BYTES)
   #free = 0
   #runStart = 0
@@ -29,9 +31,10 @@ export class Output {
   #scheduled = false
 
   /** `pool` lends the buffers of large replies. */
-  constructor(socket: Socket, pool: BufferPool) {
+  constructor(socket: Socket, pool: BufferPool, clock: Clock) {
     this.#socket = socket
     this.#pool = pool
+    this.#clock = clock
   }
 
   /** Bytes committed that the kernel has not taken yet. */
@@ -93,11 +96,11 @@ export class Output {
     if (segments.length > 1) this.#socket.uncork()
   }
 
-  /** Flushes once the promises that are settling now have had their turn. */
+  /** Flushes after what the host delivers in this turn, so that its replies leave together. */
   flushSoon(): void {
     if (this.#scheduled) return
     this.#scheduled = true
-    process.nextTick(() => {
+    this.#clock.setImmediate(() => {
       this.#scheduled = false
       this.flush()
     })

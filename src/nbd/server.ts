@@ -209,11 +209,11 @@ export class NbdServer implements ConnectionHost {
 
   async #listenInet(address: InetAddress): Promise<void> {
     const first = portOf(address)
-    const host = address.host === '' ? '::' : address.host
+    const host = address.host === '' ? {} : { host: address.host }
     const last = Math.max(first, address.to ?? first)
     for (let port = first; ; port++) {
       try {
-        this.#server = await this.#open({ host, port }, address)
+        this.#server = await this.#open({ ...host, port }, address)
         break
       } catch (error) {
         if (!(error instanceof BlockError) || error.code !== 'EBUSY' || port >= last) throw error
@@ -225,7 +225,7 @@ export class NbdServer implements ConnectionHost {
   }
 
   #open(
-    where: { path: string } | { host: string; port: number },
+    where: { path: string } | { host?: string; port: number },
     address: NbdAddress,
   ): Promise<Server> {
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>

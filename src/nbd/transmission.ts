@@ -9,6 +9,7 @@
  *   for the client, and while the disk is quiesced.
  */
 import type { Socket } from 'node:net'
+import type { Clock } from '../util/clock.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import { emptyRequest, getRequest, type RequestHeader } from './codec.ts'
 import { Commands } from './commands.ts'
@@ -53,12 +54,18 @@ export class Transmission {
   #paused = false
 
   /** `idle` is called whenever the connection has ended and its last request has too. */
-  constructor(session: NbdSession, socket: Socket, pool: BufferPool, idle: () => void) {
+  constructor(
+    session: NbdSession,
+    socket: Socket,
+    pool: BufferPool,
+    clock: Clock,
+    idle: () => void,
+  ) {
     this.#session = session
     this.#socket = socket
     this.#pool = pool
     this.#idle = idle
-    this.#out = new Output(socket, pool)
+    this.#out = new Output(socket, pool, clock)
     this.#replies = new Replies(this.#out, session.structured)
     this.#commands = new Commands(session, this.#out, this.#replies, pool)
     socket.on('drain', () => this.#wake())

@@ -53,6 +53,11 @@ export class EventHub {
     return () => this.#sinks.delete(sink)
   }
 
+  /** Calls back after that many milliseconds; the answer takes the call back. */
+  later(ms: number, fn: () => void): () => void {
+    return this.#clock.later(ms, fn)
+  }
+
   /** Something happened; `data` is absent for events without any. */
   publish(name: string, data?: JsonObject): void {
     const micros = this.#clock.nowMicros()

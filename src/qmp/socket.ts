@@ -19,6 +19,9 @@ const MAX_UNIX_PATH = 107
 /** Bytes that a client may leave unread. */
 const MAX_UNREAD = 64 * 1024 * 1024
 
+/** How long a client may take to read the last lines. */
+const LAST_WORDS_MS = 1000
+
 /** Where a monitor listens. */
 export type MonitorAddress =
   | { readonly type: 'unix'; readonly path: string }
@@ -87,12 +90,11 @@ export class MonitorServer {
     const closed = new Promise<void>((resolve) => {
       this.#server.close(() => resolve())
     })
-    if (current !== undefined) {
-      // A client that keeps its half open must not keep the process.
-      current.end(() => current.destroy())
-      if (current.writableLength === 0) current.destroySoon()
-    }
+    // A client that does not read, or keeps its half open, must not keep the process.
+    const cancel = this.#events.later(LAST_WORDS_MS, () => current?.destroy())
+    current?.end(() => current.destroy())
     await closed
+    cancel()
   }
 
   #connected(socket: net.Socket): void {

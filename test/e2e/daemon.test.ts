@@ -66,10 +66,16 @@ class Monitor {
     }
   }
 
-  async call(execute: string, args?: object): Promise<unknown> {
-    this.socket.write(
-      JSON.stringify({ execute, ...(args === undefined ? {} : { arguments: args }) }),
-    )
+  call(execute: string, args?: object): Promise<unknown> {
+    return this.#request({ execute, ...(args === undefined ? {} : { arguments: args }) })
+  }
+
+  callOutOfBand(command: string, args: object): Promise<unknown> {
+    return this.#request({ 'exec-oob': command, arguments: args })
+  }
+
+  async #request(request: object): Promise<unknown> {
+    this.socket.write(JSON.stringify(request))
     const reply = await this.next((message) => 'return' in message || 'error' in message)
     return reply?.return ?? reply?.error
   }
@@ -107,7 +113,7 @@ async function daemon(name = 'd'): Promise<{ daemon: Daemon; monitor: Monitor; p
   const monitor = new Monitor(path)
   const greeting = await monitor.next(() => true)
   expect(greeting).toMatchObject({ QMP: {} })
-  expect(await monitor.call('qmp_capabilities')).toEqual({})
+  expect(await monitor.call('qmp_capabilities', { enable: ['oob'] })).toEqual({})
   return { daemon: made, monitor, path }
 }
 
@@ -262,5 +268,39 @@ describe('e2e / daemon / replication', () => {
     await guest.disconnect()
     await monitor.call('quit')
     expect(await d.exit).toBe(0)
+  })
+})
+
+describe('e2e / daemon / a peer that hangs', () => {
+  test('yank, out of band, ends the requests that wait for it', async () => {
+    const far = await daemon('far')
+    const farNbd = join(dir, 'far.nbd')
+    await far.monitor.call('blockdev-add', { driver: 'memory', 'node-name': 'm', size: 1 << 20 })
+    await far.monitor.call('nbd-server-start', { addr: { type: 'unix', data: { path: farNbd } } })
+    const args = { type: 'nbd', id: 'e', 'node-name': 'm', writable: true }
+    await far.monitor.call('block-export-add', args)
+
+    const near = await daemon('near')
+    const server = { type: 'unix', path: farNbd }
+    const link = { driver: 'nbd', 'node-name': 'link', server, export: 'm' }
+    expect(await near.monitor.call('blockdev-add', link)).toEqual({})
+    const instance = { type: 'block-node', 'node-name': 'link' }
+    expect(await near.monitor.call('query-yank')).toEqual([instance])
+    const nearNbd = join(dir, 'near.nbd')
+    await near.monitor.call('nbd-server-start', { addr: { type: 'unix', data: { path: nearNbd } } })
+    await near.monitor.call('block-export-add', { ...args, 'node-name': 'link', name: 'n' })
+    const guest = await nbd(nearNbd, 'n')
+    await guest.write(0, Buffer.alloc(4096, 1))
+
+    far.daemon.child.kill('SIGSTOP')
+    const outcome = Promise.resolve(guest.write(0, Buffer.alloc(4096, 2))).then(
+      () => 'written',
+      () => 'failed',
+    )
+    expect(await near.monitor.callOutOfBand('yank', { instances: [instance] })).toEqual({})
+    expect(await outcome).toBe('failed')
+    await guest.disconnect()
+    expect(await near.monitor.call('quit')).toEqual({})
+    expect(await near.daemon.exit).toBe(0)
   })
 })

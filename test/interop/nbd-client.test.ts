@@ -106,3 +106,33 @@ withTools(['qemu-nbd', 'nbdinfo'], 'nbd / interop / a killed server fails what r
   await expect(next()).rejects.toMatchObject({ code: 'EIO' })
   await client.disconnect()
 })
+
+withTools(
+  ['qemu-nbd', 'nbdinfo'],
+  'nbd / interop / a server that stands still is given up, and used when it goes on',
+  async () => {
+    const { client: first, dir } = await setup('qemu-nbd', (socket, file) => [
+      ...['-t', '-e', '0', '-f', 'raw', '-k', socket, file],
+    ])
+    await first.disconnect()
+    const client = await NbdClient.connect({
+      ctx,
+      address: { type: 'unix', path: join(dir, 's') },
+      requestTimeoutMs: 100,
+      handshakeMs: 200,
+    })
+    children[0]?.kill('SIGSTOP')
+    await expect(client.read(0, Buffer.alloc(512))).rejects.toMatchObject({ code: 'ETIMEDOUT' })
+    children[0]?.kill('SIGCONT')
+    const works = async (): Promise<boolean> => {
+      try {
+        await client.read(0, Buffer.alloc(512))
+        return true
+      } catch {
+        return false
+      }
+    }
+    while (!(await works())) await new Promise((resolve) => setImmediate(resolve))
+    await client.disconnect()
+  },
+)

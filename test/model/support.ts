@@ -4,13 +4,21 @@ import { type Bounds, explore, type Program, replay } from './explorer.ts'
 
 const lines: string[] = []
 
+/** `MODEL_DEPTH=1 npx vitest run test/model` searches one preemption deeper; takes minutes. */
+const DEEPER = Number(process.env.MODEL_DEPTH ?? 0)
+
+function deepen(bounds: Bounds): Bounds {
+  const { preemptions = 2, executions = 200_000 } = bounds
+  return { preemptions: preemptions + DEEPER, executions: executions * 100 ** DEEPER }
+}
+
 afterAll(() => {
   process.stdout.write(`${lines.join('\n')}\n`)
 })
 
 /** No interleaving of the program fails. */
 export function expectSound<S>(name: string, program: Program<S>, bounds: Bounds = {}): void {
-  const { executions, failure } = explore(program, bounds)
+  const { executions, failure } = explore(program, deepen(bounds))
   lines.push(`  ${name}: ${executions} interleavings`)
   if (failure === undefined) {
     expect(executions).toBeGreaterThan(1)

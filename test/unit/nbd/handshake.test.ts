@@ -3,6 +3,7 @@ import { infoData, lengthPrefixed, metaData, optionRequest } from '../../../src/
 import { NBD_OPT, NBD_REP } from '../../../src/nbd/constants.ts'
 import type { NbdExport } from '../../../src/nbd/export.ts'
 import { Handshake, type HandshakeOutcome } from '../../../src/nbd/handshake.ts'
+import { BlockError } from '../../../src/util/errors.ts'
 import { FakeDisk } from './fake-disk.ts'
 
 interface Reply {
@@ -53,7 +54,7 @@ function setup({ clientFlags = 3, closing = false } = {}) {
     const type = Object.entries(NBD_REP).find(([, value]) => value === last?.type)?.[0] ?? 'none'
     return last !== undefined && last.data.length > 0 ? `${type}: ${last.data}` : type
   }
-  return { hello, first, raw, say, answer, shake }
+  return { hello, first, raw, say, answer, disk }
 }
 
 function parse(bytes: Buffer): Reply[] {
@@ -192,6 +193,14 @@ test('nbd / handshake / bytes after GO are handed on', () => {
   const bytes = Buffer.concat([optionRequest(GO, infoData('a', [])), Buffer.from('rest')])
   const { outcome } = raw(bytes)
   expect(outcome.kind === 'enter' && outcome.rest.toString()).toBe('rest')
+})
+
+test('nbd / handshake / a disk that lost its medium drops the client', () => {
+  const { say, disk } = setup()
+  disk.length = () => {
+    throw new BlockError('ENOMEDIUM', 'No medium found')
+  }
+  expect(say(GO, infoData('a', [])).outcome.kind).toBe('drop')
 })
 
 test('nbd / handshake / a closing server refuses everything but abort', () => {

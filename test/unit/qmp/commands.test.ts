@@ -1,8 +1,10 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { AioContext } from '../../../src/aio/aio-context.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
+import { ThrottleGroups } from '../../../src/drivers/throttle.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
 import { WorkerPool } from '../../../src/job/pool.ts'
+import type { JobRegistry } from '../../../src/job/registry.ts'
 import type { CommandTable } from '../../../src/qmp/command.ts'
 import { isObject, type JsonObject, type JsonValue } from '../../../src/qmp/json.ts'
 import { allCommands } from '../../../src/qmp/monitor.ts'
@@ -18,6 +20,8 @@ import { BlockError } from '../../../src/util/errors.ts'
 let graph: BlockGraph
 let commands: CommandTable
 let exports: Exports
+let jobs: JobRegistry
+let pool: WorkerPool
 let calls: string[]
 let broken: BlockError | undefined
 
@@ -35,13 +39,15 @@ beforeEach(() => {
   broken = undefined
   graph = new BlockGraph({ ctx: new AioContext(), drivers: builtinDrivers() })
   exports = new Exports(graph)
+  jobs = jobRegistry(graph)
+  pool = new WorkerPool()
   commands = allCommands({
     graph,
-    jobs: jobRegistry(graph),
-    pool: new WorkerPool(),
+    jobs,
+    pool,
     exports,
     replication,
-    objects: new ObjectStore(objectKinds()),
+    objects: new ObjectStore(objectKinds(new ThrottleGroups(graph.ctx))),
     runState: new RunState(graph.events),
     quit: () => void calls.push('quit'),
   })
@@ -50,7 +56,9 @@ beforeEach(() => {
 
 afterEach(async () => {
   await exports.close()
+  await jobs.cancelAll()
   await graph.close()
+  await pool.close()
   await graph.ctx.close()
 })
 
@@ -144,6 +152,66 @@ describe('qmp / commands / nodes', () => {
     expect(await refused('blockdev-reopen', { options: [memory('nope')] })).toBe(
       "Failed to find node with node-name='nope'",
     )
+  })
+})
+
+describe('qmp / commands / chains', () => {
+  test('an overlay is put over a node and its users move onto it', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', { ...memory('over'), backing: null })
+    await run('nbd-server-start', {
+      addr: { type: 'inet', data: { host: '127.0.0.1', port: '0' } },
+    })
+    await run('nbd-server-add', { device: 'a', writable: true })
+    await run('blockdev-snapshot', { node: 'a', overlay: 'over' })
+    expect(await run('query-block-exports')).toMatchObject([{ 'node-name': 'over' }])
+    expect(await refused('blockdev-del', { 'node-name': 'a' })).toMatch(/in use|busy/)
+    expect(await refused('blockdev-snapshot', { node: 'a', overlay: 'over' })).toMatch(
+      /busy|in use/,
+    )
+  })
+
+  test('block-commit finds its images before it starts', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', { ...memory('b'), backing: 'a' })
+    const commit = (args: JsonObject) =>
+      refused('block-commit', { 'job-id': 'j', device: 'b', ...args })
+    expect(await commit({ device: 'nope' })).toBe("Device 'nope' not found")
+    expect(await commit({ base: 'zz' })).toBe("Can't find 'zz' in the backing chain")
+    expect(await commit({ base: 'zz', 'base-node': 'a' })).toBe(
+      "'base-node' and 'base' are mutually exclusive",
+    )
+    expect(await commit({ 'base-node': 'b' })).toBe('cannot commit an image into itself')
+    expect(await commit({ speed: -1 })).toBe("Parameter 'speed' expects a non-negative value")
+    expect(await run('query-jobs')).toEqual([])
+  })
+
+  test('an active commit becomes ready and moves the users of the top to the base', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', { ...memory('b'), backing: 'a' })
+    const ready = graph.events.once('BLOCK_JOB_READY')
+    await run('block-commit', { 'job-id': 'j', device: 'b' })
+    await ready
+    const ended = graph.events.once('BLOCK_JOB_COMPLETED')
+    await run('job-complete', { id: 'j' })
+    expect(await ended).toMatchObject({ device: 'j', type: 'commit' })
+  })
+
+  test('a backup that keeps old data runs until it is cancelled', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', memory('t'))
+    const backup = { device: 'a', target: 't', sync: 'none' }
+    expect(await refused('blockdev-backup', { ...backup, 'job-id': '5x' })).toBe(
+      "Invalid job ID '5x'",
+    )
+    expect(await refused('blockdev-backup', { ...backup, target: 'a', 'job-id': 'j' })).toBe(
+      'Source and target cannot be the same',
+    )
+    await run('blockdev-backup', { ...backup, 'job-id': 'j' })
+    expect(await run('query-block-jobs')).toMatchObject([{ device: 'j', type: 'backup' }])
+    const ended = graph.events.once('BLOCK_JOB_CANCELLED')
+    await run('block-job-cancel', { device: 'j' })
+    expect(await ended).toMatchObject({ device: 'j' })
   })
 })
 
@@ -248,6 +316,27 @@ describe('qmp / commands / jobs, objects, state', () => {
     expect(await refused('object-add', { 'qom-type': 'iothread', id: '5x' })).toBe(
       "Parameter 'id' expects an identifier",
     )
+  })
+
+  test('limits of a throttle group are read, changed and refused', async () => {
+    const add = (limits: JsonObject) =>
+      refused('object-add', { 'qom-type': 'throttle-group', id: 'g', limits })
+    expect(await add({ 'bps-total': 1, 'bps-read': 1 })).toMatch(/cannot be used at the same time/)
+    expect(await add({ 'iops-total': '5' })).toBe(
+      "Invalid parameter type for 'limits.iops-total', expected: integer",
+    )
+    expect(await add({ 'iops-total': 100 })).toBe('accepted')
+    const limits = () => run('qom-get', { path: '/objects/g', property: 'limits' })
+    expect(await limits()).toMatchObject({
+      'iops-total': 100,
+      'bps-read': 0,
+      'bps-read-max-length': 1,
+    })
+    const set = (value: JsonValue) => refused('qom-set', { path: 'g', property: 'limits', value })
+    expect(await set(5)).toBe("Invalid parameter type for 'limits', expected: object")
+    expect(await set({})).toBe('accepted')
+    expect(await set({ 'iops-total': 0 })).toBe('accepted')
+    expect(await limits()).toMatchObject({ 'iops-total': 0 })
   })
 
   test('secrets need exactly one source and keep it', async () => {

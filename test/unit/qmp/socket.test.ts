@@ -13,10 +13,18 @@ let dir: string
 let server: MonitorServer
 let hub: EventHub
 const clients: net.Socket[] = []
+const timers = new Set<() => void>()
 
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), 'blockstep-qmp-'))
-  hub = new EventHub({ nowMicros: () => 0, later: () => () => undefined })
+  timers.clear()
+  hub = new EventHub({
+    nowMicros: () => 0,
+    later: (_ms, fn) => {
+      timers.add(fn)
+      return () => timers.delete(fn)
+    },
+  })
   const commands = {
     ...sessionCommands({ names: () => [], quit: () => undefined }),
     big: command({}, () => 'x'.repeat(1 << 20)),
@@ -168,5 +176,17 @@ describe('qmp / socket / clients', () => {
     await server.close()
     expect(await talk.line()).toMatch(/STOP/)
     expect(await talk.line()).toBe('<end>')
+  })
+
+  test('a client that never reads is left behind at the end', async () => {
+    await server.listen({ type: 'unix', path: path() })
+    const talk = await negotiated()
+    talk.socket.pause()
+    talk.socket.write('{"execute":"big"}'.repeat(8))
+    await expect.poll(() => talk.socket.bytesWritten, { interval: 5 }).toBeGreaterThan(100)
+    const closed = server.close()
+    for (const fire of timers) fire()
+    await closed
+    expect(timers.size).toBe(0)
   })
 })
