@@ -21,5 +21,20 @@ export { NbdClient } from './nbd/client.ts'
 export type { ExportInfo, ExportRequest, ServerAddress } from './qmp/services.ts'
 export { PROGRAM_VERSION } from './qmp/version.ts'
 export { type QuitReason, Runtime, type RuntimeOptions } from './runtime.ts'
+export type { DiskSource, FileSource, MemorySource } from './runtime-disk.ts'
+export {
+  createPrimary,
+  createSecondary,
+  type FailoverEnd,
+  type FailoverResult,
+  type ForwardError,
+  type PairStatus,
+  type Primary,
+  type PrimaryEvents,
+  type PrimaryOptions,
+  type Secondary,
+  type SecondaryEvents,
+  type SecondaryOptions,
+} from './runtime-pair.ts'
 export { type Clock, HostClock, VirtualClock } from './util/clock.ts'
 export { BlockError, type ErrorCode, type ErrorContext } from './util/errors.ts'

@@ -42,11 +42,11 @@ export class NamedBitmap {
   #users = 0
   readonly #heard = (offset: number, bytes: number): void => this.bits.setRange(offset, bytes)
 
-  constructor(node: BlockNode, options: NamedBitmapOptions, granularity: number) {
+  constructor(node: BlockNode, options: NamedBitmapOptions, bits: DirtyBitmap) {
     this.node = node
     this.name = options.name
     this.persistent = options.persistent === true
-    this.bits = DirtyBitmap.create(node.length(), granularity)
+    this.bits = bits
     if (options.disabled !== true) this.enable()
   }
 
@@ -85,22 +85,46 @@ export class NamedBitmap {
     }
   }
 
-  /** Throws EBUSY while a job uses it, EPERM when it cannot be changed. */
+  /** Throws EBUSY while a job or an export uses it. */
+  checkFree(): void {
+    if (!this.busy) return
+    throw new BlockError(
+      'EBUSY',
+      `Bitmap '${this.name}' is currently in use by another operation and cannot be used`,
+      { node: this.node.name },
+    )
+  }
+
+  /** Throws EPERM while the image that holds it is read-only. */
+  checkWritable(): void {
+    if (!this.readOnly) return
+    throw new BlockError('EPERM', `Bitmap '${this.name}' is readonly and cannot be modified`, {
+      node: this.node.name,
+    })
+  }
+
+  /** Throws EBUSY while somebody uses it, EIO when what it says cannot be trusted. */
+  checkUsable(): void {
+    this.checkFree()
+    if (!this.inconsistent) return
+    throw new BlockError('EIO', `Bitmap '${this.name}' is inconsistent and cannot be used`, {
+      node: this.node.name,
+    })
+  }
+
+  /** Throws EBUSY while somebody uses it, EPERM or EIO when it cannot be changed. */
   checkChangeable(): void {
-    if (this.busy)
-      throw new BlockError(
-        'EBUSY',
-        `Bitmap '${this.name}' is currently in use by another operation and cannot be used`,
-        { node: this.node.name },
-      )
-    if (this.readOnly)
-      throw new BlockError('EPERM', `Bitmap '${this.name}' is readonly and cannot be modified`, {
-        node: this.node.name,
-      })
-    if (this.inconsistent)
-      throw new BlockError('EIO', `Bitmap '${this.name}' is inconsistent and cannot be used`, {
-        node: this.node.name,
-      })
+    this.checkFree()
+    this.checkWritable()
+    this.checkUsable()
+  }
+
+  /** Covers a disk of another length from now on; new regions are clean. */
+  fit(size: number): void {
+    if (size === this.bits.size) return
+    const bits = DirtyBitmap.create(size, this.granularity)
+    copyBits(this.bits, bits)
+    this.bits = bits
   }
 
   /** Makes every region clean; the answer takes that back. */
@@ -119,7 +143,7 @@ export class NamedBitmap {
   merge(others: readonly NamedBitmap[]): () => void {
     this.checkChangeable()
     for (const other of others) {
-      if (other.inconsistent || other.busy) other.checkChangeable()
+      if (other !== this) other.checkUsable()
       if (other.bits.size !== this.bits.size)
         throw new BlockError(
           'EINVAL',
@@ -185,15 +209,30 @@ export class NodeBitmaps {
     if (!Number.isInteger(Math.log2(granularity)) || granularity < 512)
       throw new BlockError('EINVAL', 'Granularity must be power of 2 and at least 512', context)
     if (options.persistent === true) this.#checkStorable(name)
-    const bitmap = new NamedBitmap(this.#node, options, granularity)
+    const bits = DirtyBitmap.create(this.#node.length(), granularity)
+    const bitmap = new NamedBitmap(this.#node, options, bits)
     this.#all.set(name, bitmap)
     return bitmap
+  }
+
+  /** Takes over one that an image held; for drivers, whose names and numbers are checked already. */
+  adopt(options: NamedBitmapOptions, bits: DirtyBitmap): NamedBitmap {
+    const bitmap = new NamedBitmap(this.#node, options, bits)
+    this.#all.set(options.name, bitmap)
+    return bitmap
+  }
+
+  /** Fits all of them to the node's length as it is now. */
+  fitLength(): void {
+    if (this.#all.size === 0 || this.#node.driver === undefined) return
+    for (const bitmap of this.#all.values()) bitmap.fit(this.#node.length())
   }
 
   /** Takes one away. Errors: EINVAL, EBUSY, EPERM. */
   remove(name: string): NamedBitmap {
     const bitmap = this.need(name)
-    if (!bitmap.inconsistent) bitmap.checkChangeable()
+    bitmap.checkFree()
+    bitmap.checkWritable()
     bitmap.disable()
     this.#all.delete(name)
     return bitmap

@@ -46,6 +46,11 @@ class FileView implements DiskView {
   }
 
   pwrite(offset: number, buf: Uint8Array): Pending {
+    this.#store(offset, buf)
+    return undefined
+  }
+
+  #store(offset: number, buf: Uint8Array): void {
     const context = { op: 'write', path: this.#path, offset, bytes: buf.length }
     for (let at = 0; at < buf.length; ) {
       const put = this.#io(context, () =>
@@ -54,12 +59,11 @@ class FileView implements DiskView {
       if (put === 0) throw ioError('EIO', context)
       at += put
     }
-    return undefined
   }
 
   pwriteZeroes(offset: number, bytes: number): Pending {
     for (let at = 0; at < bytes; at += ZEROES.length) {
-      this.pwrite(offset + at, ZEROES.subarray(0, Math.min(ZEROES.length, bytes - at)))
+      this.#store(offset + at, ZEROES.subarray(0, Math.min(ZEROES.length, bytes - at)))
     }
     return undefined
   }

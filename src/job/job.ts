@@ -31,7 +31,7 @@ export class Job {
   readonly autoDismiss: boolean
   /** The group that it completes with. */
   readonly transaction: Transaction
-  /** Settles when the job is concluded; never rejects. */
+  /** Settles when the job is concluded. */
   readonly done: Promise<void>
   /** Outstanding pauses: one before the start, one for the user, one a drain. */
   pauseCount = 1
@@ -151,7 +151,8 @@ export class Job {
    * job counts as resting as soon as the body does.
    */
   async runBody<T>(body: JobBody, work: () => Promise<T>): Promise<T> {
-    await this.pausePoint()
+    // Looked at again after every wait: a pause that came meanwhile found no body to ask.
+    while (this.#wantsRest()) await this.#rest()
     this.#body = body
     try {
       body.setSpeed(this.speed)
@@ -166,6 +167,7 @@ export class Job {
 
   /** Waits until `kick` is called by anyone (new work, a verb, a cancel) or `orUntil` settles. */
   async waitKick(orUntil?: Promise<unknown>): Promise<void> {
+    if (this.#wantsRest()) return this.#rest()
     await new Promise<void>((resolve) => {
       this.#kicks.push(resolve)
       void orUntil?.then(() => resolve())
@@ -355,8 +357,7 @@ export class Job {
     if (result === undefined && this.forceCancelled) {
       result = new BlockError('ECANCELED', codeWords('ECANCELED'))
     }
-    if (this.#status === 'paused') this.#setStatus('running')
-    if (this.#status === 'standby') this.#setStatus('ready')
+    this.#hidePause()
     this.#host.quiet?.()
     void this.transaction.jobEnded(this, result)
   }

@@ -6,6 +6,7 @@
  * - A view has no gate and no order of its own: the job rests while any of its nodes is drained.
  */
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
+import { assert } from '../util/errors.ts'
 
 /** What a disk holds at the start of a range. */
 export interface ViewStatus {
@@ -52,7 +53,7 @@ export class ChainView implements DiskView {
       const { status, layer } = this.#find(offset + at, buf.length - at)
       const piece = buf.subarray(at, at + status.bytes)
       if (layer === undefined) piece.fill(0)
-      else layer.pread(offset + at, piece)
+      else assertInline(layer.pread(offset + at, piece))
       at += status.bytes
     }
     return undefined
@@ -77,10 +78,14 @@ export class ChainView implements DiskView {
       const inside = Math.min(want, layer.length - offset)
       if (inside <= 0) continue
       const status = layer.status(offset, inside)
-      if (status instanceof Promise) throw new Error('assertion failed: a layer answers inline')
+      assert(!(status instanceof Promise), 'a layer of a chain answers inline')
       if (status.kind !== 'unallocated') return { status, layer }
       want = Math.min(want, status.bytes)
     }
     return { status: { kind: 'unallocated', bytes: want }, layer: undefined }
   }
+}
+
+function assertInline(pending: Pending): void {
+  assert(pending === undefined, 'a layer of a chain answers inline')
 }

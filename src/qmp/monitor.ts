@@ -7,6 +7,7 @@
  */
 import { assert } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
+import { humanCommands } from './commands/human.ts'
 import { jobCommands } from './commands/jobs.ts'
 import { nbdCommands } from './commands/nbd.ts'
 import { nodeCommands } from './commands/nodes.ts'
@@ -35,6 +36,7 @@ export function allCommands(services: MonitorServices): CommandTable {
     replicationCommands(replication),
     objectCommands(objects),
     yankCommands(graph),
+    humanCommands(graph, jobs),
   ]
   const table: { [name: string]: CommandTable[string] } = {}
   for (const family of families) {

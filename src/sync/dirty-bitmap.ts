@@ -109,6 +109,31 @@ export class DirtyBitmap {
     return { offset, bytes: Math.min(bit * this.granularity, this.size) - offset }
   }
 
+  /** The bits as bytes: region n is bit `n % 8` of byte `n / 8`; padded with zeroes to `align` bytes. */
+  toBytes(align = 8): Uint8Array {
+    const bytes = new Uint8Array(Math.ceil(Math.ceil(this.#regions / 8) / align) * align)
+    const view = new DataView(bytes.buffer)
+    for (let index = BITS; index < this.#end; index++) {
+      const word = shared.load(this.words, index)
+      const at = (index - BITS) * 4
+      if (word === 0) continue
+      if (at + 4 <= bytes.length) view.setInt32(at, word, true)
+      else for (let i = at; i < bytes.length; i++) bytes[i] = word >>> ((i - at) * 8)
+    }
+    return bytes
+  }
+
+  /** Marks every region whose bit is set in `bytes`, which has the form that `toBytes` gives. */
+  addBytes(bytes: Uint8Array): void {
+    let changed = 0
+    for (let bit = 0; bit < this.#regions && bit >>> 3 < bytes.length; bit += 8) {
+      const valid = bitMask(0, Math.min(8, this.#regions - bit))
+      const set = (bytes[bit >>> 3] ?? 0) & valid
+      if (set !== 0) changed += this.#setMask(BITS + (bit >>> 5), set << (bit & 31))
+    }
+    if (changed !== 0) shared.add(this.words, COUNT, changed)
+  }
+
   #after(end: number): number {
     return Math.min(this.#regions, Math.ceil(end / this.granularity))
   }

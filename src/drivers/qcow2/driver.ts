@@ -23,6 +23,7 @@ import { FLAG, NO_LIMITS, STATUS } from '../../block/driver.ts'
 import type { BlockNode } from '../../block/node.ts'
 import type { MaybePromise, Pending } from '../../coroutine/coroutine.ts'
 import { asBlockError, BlockError } from '../../util/errors.ts'
+import { markBitmapsInUse } from './bitmaps.ts'
 import { readHeader } from './check.ts'
 import { AUTOCLEAR, INCOMPAT } from './format.ts'
 import type { Header } from './header.ts'
@@ -173,7 +174,9 @@ function noop(): void {}
 /** What opening for writing owes the format. */
 async function becomeWritable(image: Qcow2Image, snapshots: readonly Snapshot[]): Promise<void> {
   const { header } = image
-  const kept = image.data === image.file ? 0 : header.autoclear & AUTOCLEAR.RAW_DATA
+  let kept = image.data === image.file ? 0 : header.autoclear & AUTOCLEAR.RAW_DATA
+  if ((header.autoclear & AUTOCLEAR.BITMAPS) !== 0 && (await markBitmapsInUse(image)))
+    kept |= AUTOCLEAR.BITMAPS
   if (header.autoclear !== kept) {
     header.autoclear = kept
     await image.writeFeatures()

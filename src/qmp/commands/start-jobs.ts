@@ -9,6 +9,7 @@ import type { BlockNode } from '../../block/node.ts'
 import { startBackup } from '../../job/backup.ts'
 import { startCommit } from '../../job/commit.ts'
 import type { OnError } from '../../job/policy.ts'
+import { startMirror } from '../../job/start-mirror.ts'
 import { BlockError } from '../../util/errors.ts'
 import {
   type CommandTable,
@@ -24,6 +25,7 @@ import { bool, int, type Members, oneOf, str, struct, uint32 } from '../schema.t
 import type { MonitorServices } from '../services.ts'
 
 const onError = oneOf('report', 'ignore', 'enospc', 'stop', 'auto')
+const syncModes = oneOf('top', 'full', 'none', 'incremental', 'bitmap')
 const lifeMembers: Members = { 'auto-finalize?': bool, 'auto-dismiss?': bool }
 
 /** The commands that start jobs. */
@@ -64,7 +66,7 @@ export function startJobCommands(services: MonitorServices): CommandTable {
       {
         'job-id?': str,
         device: str,
-        sync: oneOf('top', 'full', 'none', 'incremental', 'bitmap'),
+        sync: syncModes,
         'speed?': int,
         'bitmap?': str,
         'bitmap-mode?': oneOf('on-success', 'never', 'always'),
@@ -77,6 +79,24 @@ export function startJobCommands(services: MonitorServices): CommandTable {
         target: str,
       },
       (args) => blockdevBackup(services, args),
+    ),
+    'blockdev-mirror': command(
+      {
+        'job-id?': str,
+        device: str,
+        target: str,
+        'replaces?': str,
+        sync: syncModes,
+        'speed?': int,
+        'granularity?': uint32,
+        'buf-size?': int,
+        'on-source-error?': onError,
+        'on-target-error?': onError,
+        'filter-node-name?': str,
+        'copy-mode?': oneOf('background', 'write-blocking'),
+        ...lifeMembers,
+      },
+      (args) => blockdevMirror(services, args),
     ),
   }
 }
@@ -110,7 +130,7 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
   }
   base.blockers.check('commit-target', base.name)
   await startCommit(graph, jobs, pool, {
-    jobId: optionalText(args, 'job-id'),
+    jobId: jobIdOf(args),
     top,
     base,
     ...commonOptions(args),
@@ -130,20 +150,54 @@ async function blockdevBackup(services: MonitorServices, args: JsonObject): Prom
   const [device, target] = [textOf(args, 'device'), textOf(args, 'target')]
   const source = graph.lookup(device, device)
   const to = graph.lookup(target, target)
-  const sync = textOf(args, 'sync')
-  if (sync !== 'none') {
-    throw new BlockError('ENOTSUP', `Backup with sync mode '${sync}' is not supported`)
-  }
-  if (args.bitmap !== undefined) {
-    refuse("sync mode 'none' does not produce meaningful bitmap outputs")
-  }
   await startBackup(graph, jobs, pool, {
-    jobId: optionalText(args, 'job-id'),
+    jobId: jobIdOf(args),
     source,
     target: to,
-    sync: 'none',
+    sync: backupSync(args),
+    onSourceError: policyOf(args, 'on-source-error'),
+    onTargetError: policyOf(args, 'on-target-error'),
     ...commonOptions(args),
   })
+}
+
+/** How much is copied. Errors: EINVAL for what needs a dirty bitmap that is not there. */
+function backupSync(args: JsonObject): 'full' | 'top' | 'none' {
+  const sync = textOf(args, 'sync')
+  const bitmap = optionalText(args, 'bitmap')
+  if (bitmap === undefined && args['bitmap-mode'] !== undefined) {
+    refuse('Cannot specify bitmap sync mode without a bitmap')
+  }
+  if (bitmap !== undefined) refuse(`Bitmap '${bitmap}' could not be found`)
+  if (args.compress === true) refuse('Compression is not supported for this drive')
+  if (sync === 'full' || sync === 'top' || sync === 'none') return sync
+  return refuse(`must provide a valid bitmap name for '${sync}' sync mode`)
+}
+
+async function blockdevMirror(services: MonitorServices, args: JsonObject): Promise<void> {
+  const { graph, jobs, pool } = services
+  const [device, target] = [textOf(args, 'device'), textOf(args, 'target')]
+  const source = graph.lookup(device, device)
+  const to = graph.lookup(target, target)
+  const sync = textOf(args, 'sync')
+  if (sync === 'bitmap' || sync === 'incremental') refuse(`Sync mode '${sync}' not supported`)
+  if ((optionalNumber(args, 'buf-size') ?? 0) < 0) refuse("Invalid parameter 'buf-size'")
+  await startMirror(graph, jobs, pool, {
+    jobId: jobIdOf(args),
+    source,
+    target: to,
+    sync: sync === 'top' || sync === 'none' ? sync : 'full',
+    replaces: optionalText(args, 'replaces'),
+    granularity: optionalNumber(args, 'granularity'),
+    onSourceError: policyOf(args, 'on-source-error'),
+    onTargetError: policyOf(args, 'on-target-error'),
+    ...commonOptions(args),
+  })
+}
+
+// Drives with names of their own could lend them to their jobs; nodes cannot.
+function jobIdOf(args: JsonObject): string {
+  return optionalText(args, 'job-id') ?? ''
 }
 
 function commonOptions(args: JsonObject): {

@@ -211,6 +211,19 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
     expect(await isFilled(after.disk, 0, MiB, 1)).toBe(true)
   })
 
+  it('qcow2 / others / a stored bitmap is marked in use and leaks nothing', async () => {
+    const { b, path } = await fresh({ size: 16 * MiB })
+    run('qemu-img', 'bitmap', '--add', path, 'keep')
+    await b.shut((await b.open(qcow2(path, { 'read-only': true }))).disk)
+    expect(run('qemu-img', 'info', path)).not.toContain('in-use')
+    const { node, disk } = await b.open(qcow2(path))
+    await disk.pwrite(0, new Uint8Array(MiB).fill(1))
+    await b.graph.withDrained(node, () => node.driver?.makeEmpty?.())
+    await b.shut(disk)
+    qemuCheck(path)
+    expect(run('qemu-img', 'info', path)).toContain('in-use')
+  })
+
   it('qcow2 / others / growing moves the L1 table', async () => {
     const { b, path } = await fresh({ size: MiB, clusterSize: 512 })
     const { node, disk } = await b.open(qcow2(path))

@@ -163,6 +163,42 @@ describe('job', () => {
     expect(events).not.toContain('paused')
   })
 
+  test('job / pause / is never missed, whatever the job does at that moment', async () => {
+    for (let microtasks = 0; microtasks < 12; microtasks++) {
+      const { registry } = setup()
+      let rested = 0
+      const body = {
+        pause: async () => {
+          rested += 1
+        },
+        resume: () => undefined,
+        cancel: () => undefined,
+        setSpeed: () => undefined,
+      }
+      const gate = new Gate()
+      const waits = registry.create({
+        id: 'waits',
+        driver: driver(async (self) => {
+          while (!self.forceCancelled) await self.waitKick()
+        }),
+      })
+      const works = registry.create({
+        id: 'works',
+        driver: driver((self) => self.runBody(body, () => gate.opened)),
+      })
+      for (const job of [waits, works]) job.start()
+      for (let i = 0; i < microtasks; i++) await undefined
+      for (const job of [waits, works]) job.pause()
+      await idle()
+      expect([microtasks, waits.busy, works.busy]).toEqual([microtasks, false, false])
+      expect(rested).toBeLessThanOrEqual(1)
+      for (const job of [waits, works]) job.resume()
+      gate.open()
+      waits.cancel(true)
+      await Promise.all([waits.done, works.done])
+    }
+  })
+
   test('job / pause / a cancel overrides it', async () => {
     const { registry } = setup()
     const job = registry.create({ id: 'j', driver: driver((self) => self.pausePoint() ?? idle()) })

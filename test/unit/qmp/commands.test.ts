@@ -376,3 +376,33 @@ describe('qmp / commands / jobs, objects, state', () => {
     expect(Object.keys(commands).length).toBeGreaterThan(40)
   })
 })
+
+describe('qmp / commands / typed', () => {
+  const type = (line: string) => run('human-monitor-command', { 'command-line': line })
+
+  test('nodes are added and deleted by typed commands, and refusals are text', async () => {
+    const add = 'drive_add -n buddy driver=raw,file.driver=null-co,file.size=65536,node-name=hh'
+    expect(await type(add)).toBe('')
+    expect(graph.find('hh')?.length()).toBe(65536)
+    expect(await type(add)).toBe("Duplicate nodes with node-name='hh'\r\n")
+    expect(await type('drive_add -n buddy driver=null-co')).toBe(
+      "'node-name' needs to be specified\r\n",
+    )
+    expect(await type('drive_del hh')).toBe('')
+    expect(await type('drive_del hh')).toBe("Device 'hh' not found\r\n")
+    expect(await type('nosuchcmd')).toBe("unknown command: 'nosuchcmd'\r\n")
+    expect(await type('info block-jobs')).toBe('No active jobs\r\n')
+  })
+
+  test('a node that is in use stays', async () => {
+    await run('blockdev-add', memory('a'))
+    await run('blockdev-add', { driver: 'raw', 'node-name': 'b', file: 'a' })
+    expect(await type('drive_del a')).toBe('Block device a is in use\r\n')
+  })
+
+  test('the old spelling of an NBD server is understood', async () => {
+    const file = 'file.driver=nbd,file.host=127.0.0.1,file.port=1,file.export=x'
+    const line = `drive_add -n buddy driver=replication,mode=primary,${file},node-name=r`
+    expect(await type(line)).toMatch(/Unknown driver|Failed to connect to '127.0.0.1:1'/)
+  })
+})
