@@ -14,7 +14,7 @@ import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
 import type { BodyApi, SharedClusters, SharedDirty, ViewDescription } from './body-task.ts'
 import { PIECE_BYTES } from './copier.ts'
 import type { JobBody } from './job-types.ts'
-import type { PoolRun, WorkerPool } from './pool.ts'
+import type { WorkerPool } from './pool.ts'
 import { type ProxyDisk, ProxyServer } from './proxy-server.ts'
 
 /** What a body works on. */
@@ -35,7 +35,7 @@ export interface WorkerBodyOptions {
 export class WorkerBody implements JobBody {
   /** Shared with the body. */
   readonly words: JobWords = JobWords.create()
-  readonly #run: PoolRun
+  readonly #pool: WorkerPool
   readonly #api: Comlink.Remote<BodyApi>
   readonly #proxy: ProxyServer
   readonly #pending = new Set<(error: BlockError) => void>()
@@ -46,13 +46,14 @@ export class WorkerBody implements JobBody {
   #threadId: number | undefined
 
   private constructor(pool: WorkerPool, options: WorkerBodyOptions) {
+    this.#pool = pool
     this.words.speed = options.speed
     const control = new MessageChannel()
     const proxy = new MessageChannel()
     const buffer = new SharedArrayBuffer(PIECE_BYTES)
     this.#proxy = new ProxyServer(proxy.port1, options.proxies, buffer)
     this.#api = Comlink.wrap<BodyApi>(control.port1)
-    this.#run = pool.run({
+    const run = pool.run({
       port: control.port2,
       proxyPort: proxy.port2,
       words: this.words.words,
@@ -63,7 +64,7 @@ export class WorkerBody implements JobBody {
       buffer,
       skipUnallocated: options.skipUnallocated,
     })
-    this.#gone = this.#run.ended
+    this.#gone = run.ended
       .then(
         () => this.#ended(undefined),
         (thrown: unknown) => this.#ended(thrown),
@@ -150,9 +151,9 @@ export class WorkerBody implements JobBody {
     await this.#gone
   }
 
-  /** Ends the thread at once; whatever was asked of the body fails. */
+  /** Ends the thread at once, with every body in it; whatever was asked of them fails. */
   terminate(): void {
-    this.#run.terminate(this.#threadId)
+    if (this.#threadId !== undefined) this.#pool.terminate(this.#threadId)
   }
 
   #tell(fn: (api: Comlink.Remote<BodyApi>) => Promise<void>): void {

@@ -3,7 +3,7 @@
  *
  * Invariants:
  * - No thread exists before the first body; a thread that dies is replaced by the next body.
- * - Terminating a body settles its promise; nothing else of the pool is touched.
+ * - A thread that is ended fails the bodies it ran; the others of the pool are not touched.
  */
 import { fileURLToPath } from 'node:url'
 import type { MessagePort } from 'node:worker_threads'
@@ -26,11 +26,6 @@ export interface WorkerPoolOptions {
 export interface PoolRun {
   /** Settles when the body ended; rejects when it failed or its thread died. */
   readonly ended: Promise<void>
-  /**
-   * Ends the thread of that id at once, whatever it does; without an id, takes the body back that
-   * still waits for a thread.
-   */
-  terminate(threadId: number | undefined): void
 }
 
 /** A source ending in `.ts` is a test run on sources; threads always load the built worker. */
@@ -59,23 +54,22 @@ export class WorkerPool {
   /** Runs a body in a thread; the ports of the task go with it. */
   run(task: BodyTask): PoolRun {
     const ports: MessagePort[] = [task.port, task.proxyPort]
-    const abort = new AbortController()
-    const run: Promise<void> = this.#open().run(task, {
-      transferList: ports,
-      signal: abort.signal,
-    })
+    // No abort signal: a task that has one gets a thread for itself alone.
+    const run: Promise<void> = this.#open().run(task, { transferList: ports })
     // A thread that cannot even load takes no body, so its failure reaches nobody by itself.
     const ended = new Promise<void>((resolve, reject) => {
       this.#failures.add(reject)
       run.then(resolve, reject).finally(() => this.#failures.delete(reject))
     })
-    const terminate = (threadId: number | undefined): void => {
-      const thread = this.#piscina?.threads.find((each) => each.threadId === threadId)
-      // Ending the thread itself settles the body after the thread really stopped.
-      if (thread === undefined) abort.abort()
-      else void thread.terminate()
-    }
-    return { ended, terminate }
+    return { ended }
+  }
+
+  /**
+   * Ends a thread at once, whatever it does. Its bodies fail after it really stopped, so nothing
+   * of theirs can happen later.
+   */
+  terminate(threadId: number): void {
+    void this.#piscina?.threads.find((each) => each.threadId === threadId)?.terminate()
   }
 
   /** Ends every thread. */

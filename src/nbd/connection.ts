@@ -7,7 +7,8 @@
  * - A handshake that takes longer than its deadline is cut.
  */
 import type { Socket } from 'node:net'
-import type { Clock, TimerHandle } from '../util/clock.ts'
+import type { AioContext } from '../aio/aio-context.ts'
+import type { TimerHandle } from '../util/clock.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import type { NbdExport } from './export.ts'
 import { Handshake, type HandshakeHost, type NbdSession } from './handshake.ts'
@@ -19,7 +20,7 @@ const MAX_WAITING_OPTIONS = 8 << 20
 
 /** What a connection needs of its server. */
 export interface ConnectionHost extends HandshakeHost {
-  readonly clock: Clock
+  readonly ctx: AioContext
   readonly pool: BufferPool
   /** Longest handshake in milliseconds. */
   readonly handshakeMs: number
@@ -49,7 +50,7 @@ export class NbdConnection {
     socket.on('error', () => socket.destroy())
     socket.on('close', () => this.#closeDone())
     socket.on('end', () => this.#inputEnded())
-    this.#deadline = host.clock.setTimer(host.handshakeMs, () => socket.destroy())
+    this.#deadline = host.ctx.clock.setTimer(host.handshakeMs, () => socket.destroy())
     this.#handshake = new Handshake(host, (bytes) => this.#answer(bytes))
     socket.on('data', (bytes: Buffer) => this.#feed(bytes))
   }
@@ -100,8 +101,8 @@ export class NbdConnection {
     this.#handshake = undefined
     this.#deadline.cancel()
     this.#export = session.export
-    const { pool, clock } = this.#host
-    this.#transmission = new Transmission(session, this.#socket, pool, clock, () =>
+    const { pool, ctx } = this.#host
+    this.#transmission = new Transmission(session, this.#socket, pool, ctx, () =>
       this.#maybeGone(),
     )
     this.#host.entered(this)

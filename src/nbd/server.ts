@@ -9,7 +9,7 @@
 import { lstatSync, statSync, unlinkSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { dirname } from 'node:path'
-import type { Clock } from '../util/clock.ts'
+import type { AioContext } from '../aio/aio-context.ts'
 import { BlockError } from '../util/errors.ts'
 import {
   checkSocketPath,
@@ -26,8 +26,8 @@ import type { NbdExport } from './export.ts'
 
 /** How a server is made. */
 export interface NbdServerOptions {
-  /** Where its clock comes from. */
-  readonly ctx: { readonly clock: Clock }
+  /** The event loop that runs its requests. */
+  readonly ctx: AioContext
   /** Most clients at once; 0 = no limit; default 100. With 1, multi-conn is not advertised. */
   readonly maxConnections?: number
   /** Longest handshake in milliseconds; default 10 000. */
@@ -43,7 +43,7 @@ interface ExportState {
 /** An NBD server. */
 export class NbdServer implements ConnectionHost {
   /** Time for deadlines. */
-  readonly clock: Clock
+  readonly ctx: AioContext
   /** Buffers of large payloads, shared by all clients. */
   readonly pool: BufferPool = new BufferPool()
   /** Longest handshake in milliseconds. */
@@ -57,7 +57,7 @@ export class NbdServer implements ConnectionHost {
   #closing = false
 
   constructor(options: NbdServerOptions) {
-    this.clock = options.ctx.clock
+    this.ctx = options.ctx
     this.handshakeMs = options.handshakeMs ?? 10_000
     this.#maxConnections = options.maxConnections ?? 100
   }

@@ -2,6 +2,8 @@
  * Transmission, the server's side: requests out of a byte stream, run, and their replies sent.
  *
  * Invariants:
+ * - A request that its disk cannot finish inline goes on as a coroutine of the context, which can
+ *   tell what it is waiting for; one that finishes inline costs no coroutine.
  * - A refused WRITE is answered only after its payload was consumed; one above the limit ends the
  *   connection, since nobody wants to swallow it.
  * - A payload is copied at most once: out of several chunks into one buffer made for it.
@@ -9,7 +11,8 @@
  *   for the client, and while the disk is quiesced.
  */
 import type { Socket } from 'node:net'
-import type { Clock } from '../util/clock.ts'
+import type { AioContext } from '../aio/aio-context.ts'
+import type { Coroutine } from '../coroutine/coroutine.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import { emptyRequest, getRequest, type RequestHeader } from './codec.ts'
 import { Commands } from './commands.ts'
@@ -25,6 +28,16 @@ import { Output } from './output.ts'
 import { Replies } from './replies.ts'
 import { checkRequest, type RequestRefusal } from './request-rules.ts'
 
+/** What a report calls the coroutine of a request. */
+const COROUTINE_NAMES: Readonly<Record<number, string>> = {
+  [NBD_CMD.READ]: 'nbd read',
+  [NBD_CMD.WRITE]: 'nbd write',
+  [NBD_CMD.FLUSH]: 'nbd flush',
+  [NBD_CMD.TRIM]: 'nbd trim',
+  [NBD_CMD.CACHE]: 'nbd cache',
+  [NBD_CMD.WRITE_ZEROES]: 'nbd write-zeroes',
+  [NBD_CMD.BLOCK_STATUS]: 'nbd block-status',
+}
 const MAX_IN_FLIGHT = 64
 const MAX_IN_FLIGHT_BYTES = 64 << 20
 const MAX_WAITING_REPLIES = 16 << 20
@@ -33,6 +46,7 @@ const MAX_WAITING_REPLIES = 16 << 20
 export class Transmission {
   readonly #session: NbdSession
   readonly #socket: Socket
+  readonly #ctx: AioContext
   readonly #pool: BufferPool
   readonly #out: Output
   readonly #replies: Replies
@@ -58,14 +72,15 @@ export class Transmission {
     session: NbdSession,
     socket: Socket,
     pool: BufferPool,
-    clock: Clock,
+    ctx: AioContext,
     idle: () => void,
   ) {
     this.#session = session
     this.#socket = socket
+    this.#ctx = ctx
     this.#pool = pool
     this.#idle = idle
-    this.#out = new Output(socket, pool, clock)
+    this.#out = new Output(socket, pool, ctx.clock)
     this.#replies = new Replies(this.#out, session.structured)
     this.#commands = new Commands(session, this.#out, this.#replies, pool)
     socket.on('drain', () => this.#wake())
@@ -233,14 +248,19 @@ export class Transmission {
     }
     this.#inFlight += 1
     this.#inFlightBytes += weight
-    void pending.then(() => {
-      if (lent !== undefined) this.#pool.release(lent)
-      this.#inFlight -= 1
-      this.#inFlightBytes -= weight
-      this.#out.flushSoon()
-      this.#wake()
-      if (this.#ended) this.#settle()
-    })
+    const name = COROUTINE_NAMES[this.#request.type] ?? 'nbd request'
+    this.#ctx.spawn(() => this.#coFinish(pending, weight, lent), { name })
+  }
+
+  /** The rest of a request that waits for its disk. */
+  async *#coFinish(pending: Promise<void>, weight: number, lent?: Buffer): Coroutine<void> {
+    await pending
+    if (lent !== undefined) this.#pool.release(lent)
+    this.#inFlight -= 1
+    this.#inFlightBytes -= weight
+    this.#out.flushSoon()
+    this.#wake()
+    if (this.#ended) this.#settle()
   }
 
   /** Bytes that a request without payload keeps in memory. */

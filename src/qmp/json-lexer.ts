@@ -117,7 +117,6 @@ export class JsonLexer {
       }
       if (byte < 0x20 || byte >= 0xfe) {
         this.#stray(chunk.subarray(from, at))
-        if (byte === NEWLINE) this.#drop('start')
         return at
       }
     }
@@ -158,7 +157,7 @@ export class JsonLexer {
       'latin1',
     )
     this.#emit({ kind: 'stray', bytes })
-    this.#state = whole && next === NEWLINE ? 'start' : 'skip'
+    this.#state = 'skip'
     return whole && !isStructural(next) ? end + 1 : end
   }
 

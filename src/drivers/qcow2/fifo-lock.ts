@@ -7,6 +7,11 @@
 export class FifoLock {
   #tail: Promise<unknown> | undefined
 
+  /** Somebody holds or awaits it. */
+  get busy(): boolean {
+    return this.#tail !== undefined
+  }
+
   /** Runs `body` once everything asked for earlier has ended. */
   async run<T>(body: () => Promise<T>): Promise<T> {
     const before = this.#tail

@@ -11,7 +11,7 @@ import { FifoLock } from './fifo-lock.ts'
 import { viewOf, write64 } from './format.ts'
 import type { Header } from './header.ts'
 import { getRefcount, maxRefcount, setRefcount } from './refcount-bits.ts'
-import type { DirtyPiece, TableCache } from './table-cache.ts'
+import type { DirtyPiece, Table, TableCache } from './table-cache.ts'
 
 const SECTOR_ENTRIES = 64
 
@@ -70,6 +70,28 @@ export class Refcounts {
   /** Takes `clusters` free clusters in one row; answers the first. */
   allocate(clusters: number): Promise<number> {
     return this.#lock.run(() => this.#allocate(clusters))
+  }
+
+  /** As `allocate`, without waiting: undefined when the next row cannot be had at once. */
+  allocateNow(clusters: number): number | undefined {
+    const first = this.#hint
+    const index = Math.floor(first / this.blockEntries)
+    const offset = this.table[index] ?? 0
+    const at = first % this.blockEntries
+    if (this.#lock.busy || offset === 0 || at + clusters > this.blockEntries) return undefined
+    const block = this.#cache.peek(offset)
+    if (block === undefined) return undefined
+    for (let i = at; i < at + clusters; i++)
+      if (getRefcount(block.bytes, this.#order, i) !== 0) return undefined
+    for (let i = at; i < at + clusters; i++) this.#store(block, i, 1)
+    this.#hint = first + clusters
+    return first
+  }
+
+  #store(block: Table, at: number, count: number): void {
+    setRefcount(block.bytes, this.#order, at, count)
+    const byte = Math.floor((at << this.#order) / 8)
+    this.#cache.touch(block, byte, Math.max(1, (1 << this.#order) >> 3))
   }
 
   /** Adds `delta` to the counts of a row of clusters. Errors: EINVAL beyond what the width holds. */
@@ -226,10 +248,7 @@ export class Refcounts {
         await this.#cache.load(offset)
         continue
       }
-      const at = cluster % this.blockEntries
-      setRefcount(block.bytes, this.#order, at, count)
-      const byte = Math.floor((at << this.#order) / 8)
-      this.#cache.touch(block, byte, Math.max(1, (1 << this.#order) >> 3))
+      this.#store(block, cluster % this.blockEntries, count)
       if (count === 0 && cluster < this.#hint) this.#hint = cluster
       return
     }

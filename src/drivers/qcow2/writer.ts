@@ -37,6 +37,8 @@ export class Writer {
   readonly #mapping: Mapping
   readonly #reader: Reader
   #claims: Claim[] = []
+  /** Bytes that the last `#writeNewNow` took. */
+  #took = 0
   /** Host byte where the next compressed cluster may follow the last one; 0 = nowhere. */
   #packedEnd = 0
 
@@ -58,7 +60,12 @@ export class Writer {
           bytes = this.#mapping.bytes
           const part = bytes === buf.length ? buf : buf.subarray(done, done + bytes)
           pending = this.#writeData(this.#mapping.host, part)
-        } else pending = this.#writeSlow(offset + done, buf.subarray(done))
+        } else {
+          const rest = done === 0 ? buf : buf.subarray(done)
+          pending = this.#writeNewNow(offset + done, rest)
+          if (this.#took > 0) bytes = this.#took
+          else pending = this.#writeSlow(offset + done, rest)
+        }
       } catch (error) {
         if (waits === undefined) throw error
         pending = Promise.reject(error)
@@ -274,19 +281,103 @@ export class Writer {
 
   /** Lets the entries of [first, last) point at `host` and gives up what they pointed at. */
   async #point(first: number, last: number, host: number): Promise<void> {
-    const { clusterBytes } = this.#image.geometry
     for (let at = first; at < last; ) {
+      const next = this.#pointNow(at, last, host + (at - first))
+      if (next === at) await this.#mapping.makeWritable(at)
+      at = next
+    }
+  }
+
+  /** The same as far as the tables are ready; answers where it stopped. */
+  #pointNow(first: number, last: number, host: number): number {
+    const { clusterBytes } = this.#image.geometry
+    for (let at = first; at < last; at += clusterBytes) {
       const table = this.#mapping.writable(at)
-      if (table === undefined) {
-        await this.#mapping.makeWritable(at)
-        continue
-      }
+      if (table === undefined) return at
       const { hi, lo } = this.#mapping.entry(table, at)
       const place = host + (at - first)
       const newHi = (COPIED_HI | hiOf(place)) >>> 0
       this.#mapping.store(table, at, newHi, loOf(place), 0, ALL_BITS)
       if (offsetOf(hi, lo) !== place || (hi & COMPRESSED_HI) !== 0) this.#release(hi, lo)
-      at += clusterBytes
+    }
+    return last
+  }
+
+  /**
+   * As `#writeNew` while nothing has to be waited for but the data themselves.
+   * `#took` says how many bytes it took; 0: nothing was done.
+   */
+  #writeNewNow(offset: number, buf: Uint8Array): Pending {
+    this.#took = 0
+    const image = this.#image
+    const { clusterBytes, extended } = image.geometry
+    const special = extended || image.lazy || image.data !== image.file
+    if (special || this.#claims.length > 0 || image.freedClusters > FREED_LIMIT) return undefined
+    if (this.#mapping.writable(offset) === undefined) return undefined
+    const first = offset - (offset % clusterBytes)
+    const { clusters, kept } = this.#extent(first, offset + Math.min(buf.length, MERGE_BYTES))
+    if (kept !== undefined) return undefined
+    const last = first + clusters * clusterBytes
+    const data = buf.subarray(0, Math.min(buf.length, last - offset))
+    const end = offset + data.length
+    const inside = Math.min(last, image.header.size)
+    const zero =
+      this.#readsZero(first, offset - first) && this.#readsZero(end, Math.max(0, inside - end))
+    // Old data that have to be read are left to the way that may wait.
+    if (!zero) return undefined
+    raiseDebugEvent(image.file, 'cluster_alloc')
+    const cluster = image.refcounts.allocateNow(clusters)
+    if (cluster === undefined) return undefined
+    const host = cluster * clusterBytes
+    this.#took = data.length
+    return this.#putNew(offset, data, first, last, host)
+  }
+
+  /** Writes data among zeroes into clusters just taken. */
+  #putNew(offset: number, data: Uint8Array, first: number, last: number, host: number): Pending {
+    const image = this.#image
+    const virgin = host >= image.virginFrom
+    let pending: Pending
+    try {
+      image.checkOverlap(host, last - first)
+      image.virginFrom = Math.max(image.virginFrom, host + last - first)
+      if (virgin || data.length === last - first)
+        pending = this.#writeData(host + (offset - first), data)
+      else {
+        const whole = new Uint8Array(last - first)
+        whole.set(data, offset - first)
+        pending = this.#writeData(host, whole)
+      }
+    } catch (error) {
+      image.freeLater(
+        host / image.geometry.clusterBytes,
+        (last - first) / image.geometry.clusterBytes,
+      )
+      throw error
+    }
+    if (pending !== undefined) return this.#putLater(pending, first, last, host)
+    const done = this.#pointNow(first, last, host)
+    return done === last ? undefined : this.#putLater(Promise.resolve(), first, last, host)
+  }
+
+  async #putLater(
+    pending: Promise<void>,
+    first: number,
+    last: number,
+    host: number,
+  ): Promise<void> {
+    const release = this.#claim(first, last)
+    const { clusterBytes } = this.#image.geometry
+    try {
+      try {
+        await pending
+      } catch (error) {
+        this.#image.freeLater(host / clusterBytes, (last - first) / clusterBytes)
+        throw error
+      }
+      await this.#point(first, last, host)
+    } finally {
+      release()
     }
   }
 

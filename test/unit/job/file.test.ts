@@ -5,6 +5,7 @@ import { expect, test } from 'vitest'
 import { fileDriver } from '../../../src/drivers/file.ts'
 import { rawDriver } from '../../../src/drivers/raw.ts'
 import { startCommit } from '../../../src/job/commit.ts'
+import type { Job } from '../../../src/job/job.ts'
 import { MirrorDriver } from '../../../src/job/mirror.ts'
 import { startMirror } from '../../../src/job/start-mirror.ts'
 import { bench, isAll, pattern, until } from './fixture.ts'
@@ -63,7 +64,7 @@ test('job / file / a file that is gone ends the job, nothing hangs', async () =>
 
 test('job / pool / more jobs than threads run side by side', async () => {
   await using b = bench()
-  const jobs = []
+  const jobs: Job[] = []
   for (let i = 0; i < 5; i++) {
     const size = 2 * MIB
     const source = await b.add({ driver: 'memory', 'node-name': `s${i}`, size })

@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest'
 import { NbdClient } from '../../../src/nbd/client.ts'
 import { NbdServer } from '../../../src/nbd/server.ts'
+import { AioContext } from '../../../src/aio/aio-context.ts'
 import { type Clock, HostClock, type TimerHandle } from '../../../src/util/clock.ts'
 import { hostSeed, Random } from '../../../src/util/random.ts'
 import { serve } from './support.ts'
@@ -22,7 +23,7 @@ const LANES = 8
 test(`nbd / client / data survive a server that keeps going away (SEED=${seed})`, async () => {
   const random = new Random(seed)
   const served = await serve()
-  const ctx = { clock: new FastClock() }
+  const ctx = new AioContext({ clock: new FastClock() })
   const { address, disk } = served
   const options = { ctx, address, exportName: 'a', reconnectDelayMs: 600_000, handshakeMs: 60_000 }
   const client = await NbdClient.connect(options)

@@ -10,7 +10,7 @@ import { join } from 'node:path'
 import type { NbdAddress } from '../../../src/nbd/address.ts'
 import type { NbdExport } from '../../../src/nbd/export.ts'
 import { NbdServer } from '../../../src/nbd/server.ts'
-import { type Clock, HostClock } from '../../../src/util/clock.ts'
+import { AioContext } from '../../../src/aio/aio-context.ts'
 import { FakeDisk } from './fake-disk.ts'
 
 export interface Served {
@@ -18,7 +18,7 @@ export interface Served {
   disk: FakeDisk
   address: NbdAddress & { type: 'unix' }
   dir: string
-  ctx: { clock: Clock }
+  ctx: AioContext
   close(): Promise<void>
 }
 
@@ -26,7 +26,7 @@ export async function serve(
   options: { size?: number; max?: number; exp?: Partial<NbdExport>; handshakeMs?: number } = {},
 ): Promise<Served> {
   const dir = mkdtempSync(join(tmpdir(), 'blockstep-nbd-'))
-  const ctx = { clock: new HostClock() }
+  const ctx = new AioContext()
   const server = new NbdServer({
     ctx,
     ...(options.max === undefined ? {} : { maxConnections: options.max }),

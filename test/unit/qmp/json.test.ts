@@ -39,7 +39,7 @@ const TABLE: readonly (readonly [string | Buffer, readonly unknown[]])[] = [
   [Buffer.from('22ff220a', 'hex'), [err("stray '\"\uFFFD'")]],
   ['01 \n', [err("stray '01'")]],
   ['0x10 \n', [0, err("invalid keyword 'x'"), 10]],
-  ['-\n5\n', [err("stray '-\n'"), 5]],
+  ['-\n5\n', [err("stray '-\n'")]],
   ['1e \n', [err("stray '1e '")]],
   ['#{"a":1}\n', [err("stray '#'"), { a: 1 }]],
   ['{"x": # }\n{"y":1}\n', [err("stray '#'"), err('expecting value'), { y: 1 }]],
