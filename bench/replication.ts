@@ -158,7 +158,9 @@ class Pair {
     ])
     const text = out.toString()
     // fio's NBD engine talks on stdout before the report.
-    const report = JSON.parse(text.slice(text.indexOf('\n{') + 1)) as { jobs: { write: { bw_bytes: number } }[] }
+    const report = JSON.parse(text.slice(text.indexOf('\n{') + 1)) as {
+      jobs: { write: { bw_bytes: number } }[]
+    }
     return report.jobs[0]?.write.bw_bytes ?? 0
   }
 

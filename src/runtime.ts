@@ -24,11 +24,11 @@ import { RunState } from './qmp/run-state.ts'
 import type { ExportRequest, MonitorServices, ServerAddress } from './qmp/services.ts'
 import { type MonitorServer, parseMonitorAddress } from './qmp/socket.ts'
 import { makeReplicationDriver } from './replication/driver.ts'
+import { makeJobMachinery } from './replication/job-machinery.ts'
 import { ReplicationRegistry } from './replication/registry.ts'
 import { builtinDrivers } from './runtime-drivers.ts'
 import { Exports } from './runtime-exports.ts'
 import { objectKinds } from './runtime-objects.ts'
-import { JobMachinery } from './runtime-replication.ts'
 import { type Clock, HostClock } from './util/clock.ts'
 
 /** How a runtime is made. */
@@ -88,7 +88,7 @@ export class Runtime implements AsyncDisposable {
     })
     this.graph.events.onAny((name, data) => this.#hub.publish(name, eventData(data)))
     const throttle = makeThrottleDriver(this.#groups)
-    const machinery = new JobMachinery(this.graph, this.jobs, this.#pool)
+    const machinery = makeJobMachinery(this.jobs, () => this.#pool)
     const replication = makeReplicationDriver(this.replication, machinery)
     for (const driver of [...builtinDrivers(), throttle, replication, ...(options.drivers ?? [])]) {
       this.graph.drivers.set(driver.name, driver)

@@ -38,7 +38,7 @@ export interface BackendHooks {
 }
 
 /** Root user of a node. Main thread only. */
-export class BlockBackend implements EdgeOwner {
+export class BlockBackend implements EdgeOwner, AsyncDisposable {
   readonly ownerKind = 'backend'
   /** Name for commands; may be empty. */
   readonly name: string
@@ -57,7 +57,8 @@ export class BlockBackend implements EdgeOwner {
     this.#options = options
     this.name = options.name ?? ''
     this.ownerDescription =
-      options.description ?? (this.name === '' ? 'an unnamed block device' : `block device '${this.name}'`)
+      options.description ??
+      (this.name === '' ? 'an unnamed block device' : `block device '${this.name}'`)
   }
 
   /** Makes a backend over a node. Errors: EPERM when its permissions meet a conflict. */
@@ -238,6 +239,11 @@ export class BlockBackend implements EdgeOwner {
       wake()
     }
     await this.#graph.settled()
+  }
+
+  /** The same as `close`, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
   }
 
   drainedBegin(): void {

@@ -86,10 +86,7 @@ export class Drains {
     const section = new Set(this.#graph.nodes())
     this.#sections.push(section)
     for (const node of section) node.quiesce()
-    await this.until(
-      () => [...section].every((node) => !node.busy()),
-      [...section],
-    )
+    await this.until(() => [...section].every((node) => !node.busy()), [...section])
   }
 
   /** Ends the section on every node. */

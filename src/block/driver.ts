@@ -137,7 +137,10 @@ export interface ImageInfo {
   /** Bytes used on the host. */
   readonly actualSize?: number
   /** Format specific data, as QMP shows it. */
-  readonly formatSpecific?: { readonly type: string; readonly data: Readonly<Record<string, unknown>> }
+  readonly formatSpecific?: {
+    readonly type: string
+    readonly data: Readonly<Record<string, unknown>>
+  }
   /** Name of the backing image as the image has it written down. */
   readonly backingFilename?: string
   /** Format of it. */

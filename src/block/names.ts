@@ -16,8 +16,7 @@ const WELL_FORMED = /^[A-Za-z][A-Za-z0-9\-._]*$/
 export function checkFreeName(graph: BlockGraph, name: string | undefined): void {
   if (name === undefined) return
   if (!WELL_FORMED.test(name)) throw new BlockError('EINVAL', `Invalid node-name: '${name}'`)
-  if (Buffer.byteLength(name) > NODE_NAME_MAX)
-    throw new BlockError('EINVAL', 'Node name too long')
+  if (Buffer.byteLength(name) > NODE_NAME_MAX) throw new BlockError('EINVAL', 'Node name too long')
   if (graph.reservedNames.has(name))
     throw new BlockError('EINVAL', `node-name=${name} is conflicting with a device id`)
   if (graph.find(name) !== undefined)

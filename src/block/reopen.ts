@@ -157,10 +157,7 @@ function applyEdges(graph: BlockGraph, changes: readonly EdgeChange[]): (() => v
 }
 
 /** See `BlockGraph.reopen`. Errors: EINVAL, EPERM, ENOTSUP, those of the drivers. */
-export async function reopenNodes(
-  graph: BlockGraph,
-  given: readonly ReopenEntry[],
-): Promise<void> {
+export async function reopenNodes(graph: BlockGraph, given: readonly ReopenEntry[]): Promise<void> {
   for (const entry of given) checkFixed(entry.node, entry.options)
   const entries = expand(given)
   for (const entry of entries) checkFixed(entry.node, entry.options)
@@ -211,7 +208,12 @@ async function flushFor(node: BlockNode): Promise<void> {
   try {
     await nodeFlush(node)
   } catch (error) {
-    throw new BlockError(asBlockError(error).code, 'Error flushing drive', { node: node.name }, error)
+    throw new BlockError(
+      asBlockError(error).code,
+      'Error flushing drive',
+      { node: node.name },
+      error,
+    )
   }
 }
 

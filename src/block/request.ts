@@ -148,7 +148,8 @@ export function nodeWrite(
   }
   const { requestAlignment, maxTransfer } = driver.limits
   const aligned =
-    requestAlignment <= 1 || (offset % requestAlignment === 0 && buf.length % requestAlignment === 0)
+    requestAlignment <= 1 ||
+    (offset % requestAlignment === 0 && buf.length % requestAlignment === 0)
   const simple =
     aligned &&
     (maxTransfer === 0 || buf.length <= maxTransfer) &&

@@ -8,9 +8,10 @@
  *
  * Shared words: the allocation map. The bytes belong to whoever holds the request for them.
  */
+
+import type { DiskDescription } from '../block/driver.ts'
 import { AllocationMap, CLUSTER, type ClusterState } from '../sync/allocation-map.ts'
 import { assert } from '../util/errors.ts'
-import type { DiskDescription } from '../block/driver.ts'
 
 /** Bytes a buffer holds: small enough for every host's limit, large enough to be few. */
 const CHUNK_BYTES = 64 * 1024 * 1024

@@ -10,10 +10,10 @@
 import type { BlockChild } from '../block/child.ts'
 import {
   type BlockDriver,
-  type BlockLimits,
-  type BlockStatus,
   type BlockdevOptions,
   type BlockdevRef,
+  type BlockLimits,
+  type BlockStatus,
   type DriverDefinition,
   NO_LIMITS,
   type PreparedReopen,
@@ -90,7 +90,7 @@ class MemoryDisk implements BlockDriver {
       if (run.state === CLUSTER.DATA) store.copyOut(offset + at, part)
       else {
         const pending = run.state === CLUSTER.EMPTY ? this.#below(offset + at, part) : zero(part)
-        if (pending !== undefined) (waits ??= []).push(pending)
+        if (pending !== undefined) waits = more(waits, pending)
       }
       at += run.bytes
     }
@@ -115,7 +115,7 @@ class MemoryDisk implements BlockDriver {
     const bodyEnd = Math.max(bodyStart, lastStart)
     let waits: Promise<void>[] | undefined
     const wait = (pending: Pending): void => {
-      if (pending !== undefined) (waits ??= []).push(pending)
+      if (pending !== undefined) waits = more(waits, pending)
     }
     if (head) wait(this.#writePart(offset, buf.subarray(0, bodyStart - offset)))
     if (bodyEnd > bodyStart)
@@ -205,6 +205,13 @@ class MemoryDisk implements BlockDriver {
 function zero(buf: Uint8Array): undefined {
   buf.fill(0)
   return undefined
+}
+
+/** The list is made only when there is something to wait for. */
+function more(waits: Promise<void>[] | undefined, pending: Promise<void>): Promise<void>[] {
+  if (waits === undefined) return [pending]
+  waits.push(pending)
+  return waits
 }
 
 async function allOf(waits: readonly Promise<void>[]): Promise<void> {

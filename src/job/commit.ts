@@ -31,12 +31,14 @@ export interface CommitOptions {
   readonly jobId?: string | undefined
   /** Invisible and silent. */
   readonly internal?: boolean | undefined
-  /** The overlay that is in use. */
+  /** The overlay: the one in use, or one between it and the base. */
   readonly top: BlockNode
   /** The image that everything above it is written into. */
   readonly base: BlockNode
   /** Complete without being asked; default false. */
   readonly autoComplete?: boolean | undefined
+  /** Show the status `ready` before completing; default true. An inactive layer's commit does not. */
+  readonly showReady?: boolean | undefined
   /** Bytes a second; 0 = unlimited, the default. */
   readonly speed?: number | undefined
   /** Name of the filter that sits over `top` meanwhile. */
@@ -122,6 +124,7 @@ async function build(
     dirty,
     scan: (job) => scanAllocated(graph, job, top, base, dirty),
     autoComplete: options.autoComplete ?? false,
+    showReady: options.showReady,
     pivotTo: base,
     onSourceError: options.onError ?? 'report',
     onTargetError: options.onError ?? 'report',
@@ -157,8 +160,8 @@ export async function launch(
   nodes: readonly (readonly [BlockNode, string])[],
 ): Promise<void> {
   const edges = new JobEdges(graph, job, () => driver.drainedPoll())
-  driver.adopt(job, edges)
   try {
+    driver.adopt(job, edges)
     for (const [node, name] of nodes) await edges.add(node, name)
   } catch (thrown) {
     await job.cancelSync()

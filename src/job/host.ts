@@ -5,6 +5,7 @@
  * - A job edge takes no permission and shares all; it exists so that a drain pauses the job.
  * - Every drained edge counts as one pause of the job.
  */
+import type { BlockReason } from '../block/blockers.ts'
 import type { BlockChild, EdgeOwner } from '../block/child.ts'
 import { PERM } from '../block/driver.ts'
 import type { BlockGraph } from '../block/graph.ts'
@@ -37,10 +38,12 @@ export class JobEdges {
   readonly #graph: BlockGraph
   readonly #owner: EdgeOwner
   readonly #edges: BlockChild[] = []
+  readonly #reason: BlockReason
 
   /** `alsoBusy` answers whether there is work that a drain waits for after the job's own ended. */
   constructor(graph: BlockGraph, job: Job, alsoBusy: () => boolean = () => false) {
     this.#graph = graph
+    this.#reason = { message: `block device is in use by block job: ${job.driver.type}` }
     const id = job.id === '' ? '' : ` '${job.id}'`
     this.#owner = {
       ownerKind: 'job',
@@ -51,16 +54,20 @@ export class JobEdges {
     }
   }
 
-  /** Attaches the job to a node under a name. */
+  /** Attaches the job to a node under a name, and keeps commands off it. */
   async add(node: BlockNode, name: string): Promise<void> {
     node.refs++
     this.#edges.push(
       await this.#graph.attach(this.#owner, node, name, 'job', { perm: 0, shared: PERM.ALL }),
     )
+    node.blockers.blockAll(this.#reason, ['dataplane'])
   }
 
   /** Cuts all edges, the newest first. */
   detachAll(): void {
-    for (const edge of this.#edges.splice(0).reverse()) this.#graph.detach(edge)
+    for (const edge of this.#edges.splice(0).reverse()) {
+      edge.node.blockers.unblockAll(this.#reason)
+      this.#graph.detach(edge)
+    }
   }
 }

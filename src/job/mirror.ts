@@ -9,6 +9,7 @@
  * - A failure leaves the view above the filter as it was; what the target got stays there.
  */
 import type { BlockBackend } from '../block/backend.ts'
+import type { BlockChild } from '../block/child.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
@@ -16,6 +17,7 @@ import { asBlockError, BlockError, fromRecord, ioError } from '../util/errors.ts
 import { WorkerBody } from './body.ts'
 import type { CopyGoal, CopyOutcome } from './copier.ts'
 import { describeDisks } from './describe.ts'
+import { freezeChain, unfreezeChain } from './freeze.ts'
 import type { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
 import type { JobDriver, JobType } from './job-types.ts'
@@ -48,6 +50,8 @@ export interface MirrorPlan {
   readonly scan: (job: Job) => Promise<void>
   /** Complete as soon as the copy is complete. */
   readonly autoComplete: boolean
+  /** Show the status `ready` in between; default true. */
+  readonly showReady?: boolean | undefined
   /** Whose users move at the end; default the filter's. */
   readonly pivotFrom?: BlockNode | undefined
   /** Move them onto this node at the end; undefined = nobody moves. */
@@ -69,6 +73,7 @@ export class MirrorDriver implements JobDriver {
   #completing: boolean
   #copyingDrained = false
   #held = false
+  #frozen: readonly BlockChild[] = []
   #pivoted = false
 
   constructor(plan: MirrorPlan) {
@@ -82,11 +87,16 @@ export class MirrorDriver implements JobDriver {
     plan.top.writeListeners.add(this.#mark)
   }
 
-  /** Ties the job to its nodes; called once, before the start. */
+  /**
+   * Ties the job to its nodes; called once, before the start. Error (EPERM): another job holds a
+   * link of the chain.
+   */
   adopt(job: Job, edges: JobEdges): void {
     this.#job = job
     this.#edges = edges
     job.progressSource = () => this.#progress(job)
+    const { filter, base } = this.#plan
+    if (base !== undefined) this.#frozen = freezeChain(filter, base)
   }
 
   /** Stops noting writes; for a job that was never created. */
@@ -110,7 +120,7 @@ export class MirrorDriver implements JobDriver {
     await this.#copy(job, goal)
     if (job.forceCancelled) return
     await this.#flush()
-    job.becomeReady()
+    if (plan.showReady ?? true) job.becomeReady()
     while (!this.#mayEnd(job)) {
       if (plan.dirty.count > 0) await this.#copy(job, { remaining: 0, passes: MOST_PASSES })
       else await job.waitKick()
@@ -152,6 +162,7 @@ export class MirrorDriver implements JobDriver {
     const { graph, filter, top, source, target } = this.#plan
     await this.#body?.finish()
     top.writeListeners.delete(this.#mark)
+    unfreezeChain(this.#frozen)
     this.#edges?.detachAll()
     await source.close()
     await target.close()

@@ -120,6 +120,7 @@ export async function startMirror(
 
 function checkMirror(graph: BlockGraph, options: MirrorOptions): void {
   const { source, target, granularity, replaces } = options
+  if (!source.isRootNode) throw new BlockError('EINVAL', 'Need a root block node')
   if (granularity !== undefined) {
     if (granularity < GRANULARITY_MIN || granularity > GRANULARITY_MAX) {
       throw new BlockError(
@@ -134,7 +135,6 @@ function checkMirror(graph: BlockGraph, options: MirrorOptions): void {
   if (source === target) throw new BlockError('EINVAL', "Can't mirror node into itself")
   source.blockers.check('mirror-source', source.name)
   target.blockers.check('mirror-target', target.name)
-  if (!source.isRootNode) throw new BlockError('EINVAL', 'Need a root block node')
   if (replaces !== undefined && graph.find(replaces) === undefined) {
     throw new BlockError('EINVAL', `Failed to find node with node-name='${replaces}'`)
   }

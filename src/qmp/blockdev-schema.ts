@@ -163,7 +163,12 @@ const DRIVERS: Readonly<Record<string, Members>> = {
     'open-timeout?': uint32,
     'request-timeout?': uint32,
   },
-  replication: { file: blockdevRef, mode: oneOf('primary', 'secondary'), 'top-id?': str },
+  replication: {
+    file: blockdevRef,
+    mode: oneOf('primary', 'secondary'),
+    'top-id?': str,
+    'hidden-watermark?': size,
+  },
   'copy-before-write': {
     file: blockdevRef,
     target: blockdevRef,

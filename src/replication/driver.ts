@@ -9,10 +9,10 @@
 import type { BlockChild } from '../block/child.ts'
 import {
   type BlockDriver,
-  type BlockLimits,
-  type BlockStatus,
   type BlockdevOptions,
   type BlockdevRef,
+  type BlockLimits,
+  type BlockStatus,
   type DriverDefinition,
   NO_LIMITS,
   PERM,
@@ -35,6 +35,8 @@ export interface ReplicationOptions extends BlockdevOptions {
   readonly mode: 'primary' | 'secondary'
   /** The node at the top of the secondary's disk; required there, forbidden on a primary. */
   readonly 'top-id'?: string
+  /** Secondary: bytes in the hidden disk at which `REPLICATION_HIDDEN_WATERMARK` warns; 0 = never. */
+  readonly 'hidden-watermark'?: number
   /** Primary: the way to the other side. Secondary: the active disk. */
   readonly file: BlockdevRef
 }
@@ -43,10 +45,11 @@ interface CheckedOptions {
   readonly mode: 'primary' | 'secondary'
   readonly topId: string
   readonly file: BlockdevRef
+  readonly watermark: number
 }
 
 function checked(options: BlockdevOptions): CheckedOptions {
-  const { mode, file } = options
+  const { mode } = options
   const topId = options['top-id']
   if (mode === undefined) throw new BlockError('EINVAL', 'Missing the option mode')
   if (mode !== 'primary' && mode !== 'secondary')
@@ -55,9 +58,13 @@ function checked(options: BlockdevOptions): CheckedOptions {
     throw new BlockError('EINVAL', 'The primary side does not support option top-id')
   if (mode === 'secondary' && typeof topId !== 'string')
     throw new BlockError('EINVAL', 'Missing the option top-id')
-  if (file === undefined || file === null)
+  if (options.file === undefined || options.file === null)
     throw new BlockError('EINVAL', "Parameter 'file' is missing")
-  return { mode, topId: typeof topId === 'string' ? topId : '', file: file as BlockdevRef }
+  const watermark = options['hidden-watermark'] ?? 0
+  if (typeof watermark !== 'number' || !Number.isSafeInteger(watermark) || watermark < 0)
+    throw new BlockError('EINVAL', "Parameter 'hidden-watermark' expects a size in bytes")
+  const file = options.file as BlockdevRef
+  return { mode, topId: typeof topId === 'string' ? topId : '', file, watermark }
 }
 
 class ReplicationDriver implements BlockDriver {
@@ -174,17 +181,18 @@ export function makeReplicationDriver(
     name: 'replication',
     kind: 'filter',
     async open(node, options, opener) {
-      const { mode, topId, file } = checked(options)
+      const { mode, topId, file, watermark } = checked(options)
       await opener.open('file', file, 'filtered')
       const replication =
         mode === 'primary'
           ? new PrimaryReplication(node)
-          : new SecondaryReplication(node, topId, machinery)
+          : new SecondaryReplication(node, topId, machinery, watermark)
       return new ReplicationDriver(node, replication, registry)
     },
     childPermissions(_node, child, _above, readOnly) {
       const shared = PERM.CONSISTENT_READ | PERM.WRITE | PERM.WRITE_UNCHANGED
-      const perm = child.name === 'file' ? PERM.CONSISTENT_READ | (readOnly ? 0 : PERM.WRITE) : PERM.WRITE
+      const perm =
+        child.name === 'file' ? PERM.CONSISTENT_READ | (readOnly ? 0 : PERM.WRITE) : PERM.WRITE
       return { perm, shared }
     },
   }

@@ -7,7 +7,7 @@
  * - Neither job is visible or sends events.
  */
 import type { BlockNode } from '../block/node.ts'
-import { startBackup, type RunningBackup } from '../job/backup.ts'
+import { type RunningBackup, startBackup } from '../job/backup.ts'
 import { copyBeforeWriteOf, insertCopyBeforeWrite } from '../job/cbw.ts'
 import { startCommit } from '../job/commit.ts'
 import type { WorkerPool } from '../job/pool.ts'
@@ -16,10 +16,7 @@ import type { BlockError } from '../util/errors.ts'
 import type { Merge, Protection, ReplicationMachinery } from './machinery.ts'
 
 /** Makes the machinery over a registry of jobs and the pool their bodies run in. */
-export function makeJobMachinery(
-  jobs: JobRegistry,
-  pool: () => WorkerPool,
-): ReplicationMachinery {
+export function makeJobMachinery(jobs: JobRegistry, pool: () => WorkerPool): ReplicationMachinery {
   return {
     protect: (source, target) => protect(jobs, pool(), source, target),
     merge: (top, base) => merge(jobs, pool(), top, base),
@@ -58,13 +55,16 @@ async function protect(
     get copiedBytes(): number {
       return filter.counters.epochBytes
     },
+    get copyFailures(): number {
+      return filter.counters.failures
+    },
     async checkpoint(): Promise<void> {
       await filter.whenIdle()
       if (filter.lost !== undefined) backup = await start()
       filter.resetAll()
     },
     async remove(): Promise<void> {
-      await backup.job.cancelSync()
+      await backup.job.cancelSync(true)
       await graph.removeFilter(filterNode)
     },
   }
@@ -90,7 +90,7 @@ async function merge(
   return {
     ended,
     async cancel(): Promise<void> {
-      await job.cancelSync()
+      await job.cancelSync(true)
       await ended
     },
   }

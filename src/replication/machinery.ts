@@ -17,6 +17,8 @@ export interface Protection {
   readonly lost: BlockError | undefined
   /** Bytes saved since the last checkpoint. */
   readonly copiedBytes: number
+  /** Copies that failed, each with the write that needed it. */
+  readonly copyFailures: number
   /** Every cluster counts as not saved again; nothing may be in flight. Re-arms a lost protection. */
   checkpoint(): Promise<void>
   /** Takes the filter away. */

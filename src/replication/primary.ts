@@ -1,14 +1,22 @@
 /**
- * The primary side: forwards writes, and remembers what did not arrive.
+ * The primary side: forwards writes, remembers what did not arrive, and sends it again.
  *
  * Invariants:
+ * - A range whose forwarding failed stays marked until a resync has sent it.
  * - A forwarding failure never reaches the guest; it is recorded with place, cause and time.
  * - While anything is missing on the other side no checkpoint succeeds: a secondary disk that lacks a
  *   write must not be called complete.
  */
+import { BlockBackend } from '../block/backend.ts'
+import { PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { asBlockError, BlockError, type ErrorCode, ioError } from '../util/errors.ts'
 import { MODE_NUMBER, type ReplicationMode, type Stage, VERB_RULES } from './stage.ts'
+
+/** Granularity of what is remembered as missing, and the most a resync copies at once, in bytes. */
+const REGION_BYTES = 65536
+const PIECE_BYTES = 1024 * 1024
 
 /** A write that did not reach the other side. */
 export interface ForwardFailure {
@@ -32,13 +40,22 @@ export class PrimaryReplication {
   failure: ForwardFailure | undefined
   /** How many writes did not arrive. */
   failures = 0
+  #missing: DirtyBitmap | undefined
+  #resyncing = false
 
   constructor(node: BlockNode) {
     this.node = node
   }
 
+  /** Bytes that the other side lacks, in whole regions. */
+  get missingBytes(): number {
+    return this.#missing?.dirtyBytes ?? 0
+  }
+
   /** A forwarded write failed. */
   record(thrown: unknown, offset: number, bytes: number): void {
+    this.#missing ??= DirtyBitmap.create(this.node.length(), REGION_BYTES)
+    this.#missing.setRange(offset, bytes)
     const { code, message } = asBlockError(thrown)
     const { ctx } = this.node.graph
     this.failures++
@@ -83,9 +100,61 @@ export class PrimaryReplication {
     this.#clear()
   }
 
+  /**
+   * Sends what is missing, read from `source` (the disk whose writes are forwarded), and clears the
+   * error when everything arrived. Errors: EINVAL when not running, EBUSY while another one runs,
+   * the first failed read or write; what is left then stays marked.
+   */
+  async resync(source: BlockNode): Promise<void> {
+    if (this.stage !== 'running')
+      throw new BlockError('EINVAL', 'Block replication is not running', { node: this.node.name })
+    if (this.#resyncing)
+      throw new BlockError('EBUSY', `Node '${this.node.name}' is being resynchronised`)
+    this.#resyncing = true
+    const reader = await BlockBackend.create(this.node.graph, source, {
+      perm: PERM.CONSISTENT_READ,
+      shared: PERM.ALL,
+      description: `resync of '${this.node.name}'`,
+    })
+    try {
+      for (let at = 0; ; ) {
+        const range = this.#missing?.nextDirty(at, PIECE_BYTES)
+        if (range === undefined) break
+        await this.#send(reader, range.offset, range.bytes)
+        at = range.offset + range.bytes
+      }
+      // A write may have failed behind the copier's back: then the error stays.
+      if (this.missingBytes === 0) this.#clear()
+    } finally {
+      this.#resyncing = false
+      await reader.close()
+    }
+  }
+
+  /** Copies one range while no guest write to it is on its way to the other side. */
+  async #send(reader: BlockBackend, offset: number, bytes: number): Promise<void> {
+    const { node } = this
+    const request = node.tracked.add(offset, bytes, true)
+    node.gate.begin()
+    try {
+      await node.tracked.waitFor(request)
+      this.#missing?.clearRange(offset, bytes)
+      const buf = new Uint8Array(bytes)
+      await reader.pread(offset, buf)
+      await node.child('file')?.pwrite(offset, buf)
+    } catch (error) {
+      this.#missing?.setRange(offset, bytes)
+      throw error
+    } finally {
+      node.tracked.remove(request)
+      node.gate.end()
+    }
+  }
+
   #clear(): void {
     this.failure = undefined
     this.failures = 0
+    this.#missing = undefined
   }
 }
 

@@ -6,6 +6,7 @@
  * - Start is all or nothing. A checkpoint drains and checks every disk before it moves any.
  * - A failover is tried on every disk; what failed is told together at the end.
  */
+import type { BlockNode } from '../block/node.ts'
 import { asBlockError, BlockError } from '../util/errors.ts'
 import type { PrimaryReplication } from './primary.ts'
 import type { CheckpointPart, SecondaryReplication } from './secondary.ts'
@@ -29,6 +30,10 @@ export interface ReplicationStatus {
   readonly copiedBytes: number
   /** Writes that did not reach the other side (primary). */
   readonly forwardFailures: number
+  /** Bytes that the other side lacks until a resync (primary). */
+  readonly missingBytes: number
+  /** Writes from the primary that failed because old data could not be saved (secondary). */
+  readonly copyFailures: number
 }
 
 /** The replication nodes of one runtime. Main thread only. */
@@ -104,6 +109,27 @@ export class ReplicationRegistry {
     })
   }
 
+  /**
+   * Sends a primary's missing ranges again, read from `source`. Errors: EINVAL for a node that is no
+   * primary or does not run, those of the copy.
+   */
+  async resync(nodeName: string, source: BlockNode): Promise<void> {
+    const one = this.find(nodeName)
+    if (one?.mode !== 'primary')
+      throw new BlockError('EINVAL', `Node '${nodeName}' is not the primary of a replication`)
+    await one.resync(source)
+  }
+
+  /** Tries the failed merge of a secondary again. Errors: EINVAL when none has failed. */
+  retryFailover(nodeName: string): Promise<void> {
+    return this.#inLine(async () => {
+      const one = this.find(nodeName)
+      if (one?.mode !== 'secondary')
+        throw new BlockError('EINVAL', `Node '${nodeName}' is not the secondary of a replication`)
+      await one.retryFailover()
+    })
+  }
+
   /** Throws the first failure that a node has on record. */
   getErrorAll(): void {
     for (const one of this.#all) one.getError()
@@ -152,5 +178,7 @@ function statusOf(one: Replication): ReplicationStatus {
     lastPauseMs: secondary?.lastPauseMs ?? 0,
     copiedBytes: secondary?.copiedBytes ?? 0,
     forwardFailures: one.mode === 'primary' ? one.failures : 0,
+    missingBytes: one.mode === 'primary' ? one.missingBytes : 0,
+    copyFailures: secondary?.copyFailures ?? 0,
   }
 }

@@ -8,8 +8,9 @@
  *   active disk is emptied before the hidden one, and what it publishes last is the epoch.
  * - From failover on no export changes the secondary disk before the node is closed.
  */
-import type { BlockChild } from '../block/child.ts'
+
 import type { BlockBackend } from '../block/backend.ts'
+import type { BlockChild } from '../block/child.ts'
 import { PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import { asBlockError, assert, BlockError } from '../util/errors.ts'
@@ -31,6 +32,8 @@ interface Running {
   /** Disks that were read-only before the start. */
   readonly readOnlyBefore: readonly BlockNode[]
   readonly unblock: () => void
+  /** Stops looking at how full the hidden disk gets. */
+  readonly unwatch: () => void
   protection: Protection | undefined
 }
 
@@ -47,14 +50,18 @@ export class SecondaryReplication {
   /** How long the last checkpoint kept requests waiting, in milliseconds. */
   lastPauseMs = 0
   readonly #topId: string
+  readonly #watermark: number
+  #warnedEpoch = -1
   readonly #machinery: ReplicationMachinery
   #running: Running | undefined
   #merge: Merge | undefined
   #mergeSettled: Promise<void> | undefined
   #fenced: BlockBackend[] = []
 
-  constructor(node: BlockNode, topId: string, machinery: ReplicationMachinery) {
+  /** `watermark`: bytes in the hidden disk that are worth a warning; 0 = never. */
+  constructor(node: BlockNode, topId: string, machinery: ReplicationMachinery, watermark: number) {
     this.node = node
+    this.#watermark = watermark
     this.#topId = topId
     this.#machinery = machinery
   }
@@ -62,6 +69,11 @@ export class SecondaryReplication {
   /** The disks while running or merging. */
   get disks(): SecondaryDisks | undefined {
     return this.#running?.disks
+  }
+
+  /** Writes from the primary that failed because old data could not be saved, since the start. */
+  get copyFailures(): number {
+    return this.#running?.protection?.copyFailures ?? 0
   }
 
   /** Bytes of old data saved since the last checkpoint. */
@@ -116,10 +128,7 @@ export class SecondaryReplication {
     return back
   }
 
-  async #startDrained(
-    disks: SecondaryDisks,
-    undo: (() => void | Promise<void>)[],
-  ): Promise<void> {
+  async #startDrained(disks: SecondaryDisks, undo: (() => void | Promise<void>)[]): Promise<void> {
     const { graph } = this.node
     const readOnlyBefore = [disks.hidden, disks.secondary].filter((disk) => disk.readOnly)
     for (const disk of readOnlyBefore) {
@@ -145,9 +154,11 @@ export class SecondaryReplication {
       graph.unref(top)
     }
     undo.push(unblock)
+    const unwatch = this.#watch(disks.hidden)
+    undo.push(unwatch)
     const protection = await this.#machinery.protect(disks.secondary, disks.hidden)
     undo.push(() => protection.remove())
-    this.#running = { disks, edges, readOnlyBefore, unblock, protection }
+    this.#running = { disks, edges, readOnlyBefore, unblock, unwatch, protection }
     undo.push(() => {
       this.#running = undefined
       this.stage = 'none'
@@ -157,6 +168,24 @@ export class SecondaryReplication {
     this.stage = 'running'
     this.error = undefined
     this.epoch = 0
+    this.#warnedEpoch = -1
+  }
+
+  /** Tells once per epoch when the hidden disk holds more than its watermark. */
+  #watch(hidden: BlockNode): () => void {
+    if (this.#watermark === 0) return () => undefined
+    const heard = (): void => {
+      const bytes = this.copiedBytes
+      if (bytes < this.#watermark || this.#warnedEpoch === this.epoch) return
+      this.#warnedEpoch = this.epoch
+      this.node.graph.events.emit('REPLICATION_HIDDEN_WATERMARK', {
+        'node-name': this.node.name,
+        bytes,
+        watermark: this.#watermark,
+      })
+    }
+    hidden.writeListeners.add(heard)
+    return () => hidden.writeListeners.delete(heard)
   }
 
   /** Empties both buffers. The active disk goes first: its data stand over the hidden disk's. */
@@ -231,6 +260,7 @@ export class SecondaryReplication {
 
   #dropHold(running: Running): void {
     running.protection = undefined
+    running.unwatch()
     running.unblock()
     for (const edge of running.edges) this.node.graph.detach(edge)
   }
@@ -257,6 +287,7 @@ export class SecondaryReplication {
       await running.protection?.remove()
       running.protection = undefined
       running.unblock()
+      running.unwatch()
       this.stage = 'failover'
       this.error = undefined
       // Held until the end of the merge: both are emptied then, though the graph lets them go.

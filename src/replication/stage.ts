@@ -3,7 +3,8 @@
  *
  * Invariants:
  * - Every pair of stage and operation has one answer here and nowhere else.
- * - `done` is final; `failover-failed` ends only by a failover that is tried again.
+ * - `done` is final; `failover-failed` ends only when its merge is tried again, which no monitor
+ *   command does: managers know that stage as final.
  */
 
 /** What a replication node is for. */
@@ -57,9 +58,7 @@ const RUNNING_OR_DONE = { refuse: 'Block replication is running or done' } as co
 const NO_BACKUP = { refuse: 'Backup job was cancelled unexpectedly' } as const
 
 /** Order × stage → what becomes of it. */
-export const VERB_RULES: Readonly<
-  Record<ReplicationVerb, Readonly<Record<Stage, VerbRule>>>
-> = {
+export const VERB_RULES: Readonly<Record<ReplicationVerb, Readonly<Record<Stage, VerbRule>>>> = {
   start: {
     none: 'run',
     running: RUNNING_OR_DONE,

@@ -123,12 +123,17 @@ export class DirtyBitmap {
     return bytes
   }
 
-  /** Marks every region whose bit is set in `bytes`, which has the form that `toBytes` gives. */
-  addBytes(bytes: Uint8Array): void {
+  /**
+   * Marks every region whose bit is set in `bytes`, which has the form that `toBytes` gives and
+   * begins with the region of byte `from`, eight regions aligned. Bits beyond the end are ignored.
+   */
+  addBytes(bytes: Uint8Array, from = 0): void {
+    const first = from / this.granularity
+    assert(first % 8 === 0, 'bytes of a bitmap begin with a whole byte')
     let changed = 0
-    for (let bit = 0; bit < this.#regions && bit >>> 3 < bytes.length; bit += 8) {
-      const valid = bitMask(0, Math.min(8, this.#regions - bit))
-      const set = (bytes[bit >>> 3] ?? 0) & valid
+    for (let i = 0; i < bytes.length && first + i * 8 < this.#regions; i++) {
+      const bit = first + i * 8
+      const set = (bytes[i] ?? 0) & bitMask(0, Math.min(8, this.#regions - bit))
       if (set !== 0) changed += this.#setMask(BITS + (bit >>> 5), set << (bit & 31))
     }
     if (changed !== 0) shared.add(this.words, COUNT, changed)

@@ -1,5 +1,5 @@
 /** A secondary or primary of memory disks in one graph, with real jobs and worker threads. */
-import { BlockBackend } from '../../src/block/backend.ts'
+import type { BlockBackend } from '../../src/block/backend.ts'
 import type { BlockdevOptions, DriverDefinition } from '../../src/block/driver.ts'
 import type { BlockGraph } from '../../src/block/graph.ts'
 import { commitFilterDriver } from '../../src/drivers/commit-filter.ts'
@@ -29,7 +29,10 @@ export function replicationWorld(...more: DriverDefinition[]): World {
   const graph = memoryGraph(copyBeforeWriteDriver, commitFilterDriver, ...more)
   const jobs = jobRegistry(graph)
   const pool = new WorkerPool()
-  const driver = makeReplicationDriver(registry, makeJobMachinery(jobs, () => pool))
+  const driver = makeReplicationDriver(
+    registry,
+    makeJobMachinery(jobs, () => pool),
+  )
   graph.drivers.set(driver.name, driver)
   return {
     graph,

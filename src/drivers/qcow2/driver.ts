@@ -23,8 +23,11 @@ import { FLAG, NO_LIMITS, STATUS } from '../../block/driver.ts'
 import type { BlockNode } from '../../block/node.ts'
 import type { MaybePromise, Pending } from '../../coroutine/coroutine.ts'
 import { asBlockError, BlockError } from '../../util/errors.ts'
-import { markBitmapsInUse } from './bitmaps.ts'
+import { setDirectoryPlace } from './bitmap-format.ts'
+import { hasValidBitmaps, ImageBitmaps } from './bitmaps.ts'
 import { readHeader } from './check.ts'
+import { Claims } from './claims.ts'
+import { Eraser } from './eraser.ts'
 import { AUTOCLEAR, INCOMPAT } from './format.ts'
 import type { Header } from './header.ts'
 import { Qcow2Image } from './image.ts'
@@ -32,6 +35,7 @@ import { imageInfo } from './info.ts'
 import { makeEmptyImage } from './make-empty.ts'
 import { KIND, Mapping } from './mapping.ts'
 import { backingOptions, besideImage, cacheSizes, lazyOption, overlapOption } from './options.ts'
+import { Packer } from './packer.ts'
 import { Reader } from './reader.ts'
 import { repairImage } from './repair.ts'
 import { growImage } from './resize.ts'
@@ -47,17 +51,26 @@ class Qcow2Driver implements BlockDriver {
   readonly zeroesFlags = FLAG.MAY_UNMAP
   readonly #image: Qcow2Image
   readonly #snapshots: readonly Snapshot[]
+  readonly #bitmaps: ImageBitmaps
+  readonly storesBitmaps: boolean
   readonly #mapping: Mapping
   readonly #reader: Reader
   readonly #writer: Writer
+  readonly #eraser: Eraser
+  readonly #packer: Packer
 
-  constructor(image: Qcow2Image, snapshots: readonly Snapshot[]) {
+  constructor(image: Qcow2Image, snapshots: readonly Snapshot[], bitmaps: ImageBitmaps) {
     const { clusterBytes } = image.geometry
     this.#image = image
     this.#snapshots = snapshots
+    this.#bitmaps = bitmaps
+    this.storesBitmaps = image.header.version >= 3
     this.#mapping = new Mapping(image)
     this.#reader = new Reader(image, this.#mapping, () => image.node.children.get('backing'))
-    this.#writer = new Writer(image, this.#mapping, this.#reader)
+    const claims = new Claims()
+    this.#writer = new Writer(image, this.#mapping, this.#reader, claims)
+    this.#eraser = new Eraser(image, this.#mapping, this.#reader, claims)
+    this.#packer = new Packer(image, this.#mapping, this.#writer, claims)
     this.limits = {
       ...NO_LIMITS,
       clusterSize: clusterBytes,
@@ -79,20 +92,29 @@ class Qcow2Driver implements BlockDriver {
   }
 
   pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
+    if (this.#bitmaps.mustMark) return this.#marked(() => this.pwrite(offset, buf, flags))
     const { clusterBytes } = this.#image.geometry
     const end = offset + buf.length
     const whole = end % clusterBytes === 0 || end === this.length()
     if ((flags & FLAG.WRITE_COMPRESSED) !== 0 && offset % clusterBytes === 0 && whole)
-      return this.#writer.writeCompressed(offset, buf)
+      return this.#packer.write(offset, buf)
     return this.#writer.write(offset, buf)
   }
 
   pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
-    return this.#writer.zero(offset, bytes, (flags & FLAG.MAY_UNMAP) !== 0)
+    if (this.#bitmaps.mustMark) return this.#marked(() => this.pwriteZeroes(offset, bytes, flags))
+    return this.#eraser.zero(offset, bytes, (flags & FLAG.MAY_UNMAP) !== 0)
   }
 
   pdiscard(offset: number, bytes: number): Pending {
-    return this.#writer.discard(offset, bytes, false)
+    if (this.#bitmaps.mustMark) return this.#marked(() => this.pdiscard(offset, bytes))
+    return this.#eraser.discard(offset, bytes, false)
+  }
+
+  async #marked(change: () => Pending): Promise<void> {
+    await this.#bitmaps.mark()
+    const pending = change()
+    if (pending !== undefined) await pending
   }
 
   flush(toDisk: boolean): Pending {
@@ -124,16 +146,19 @@ class Qcow2Driver implements BlockDriver {
     return this.blockStatus(offset, bytes)
   }
 
-  makeEmpty(): Promise<void> {
-    return makeEmptyImage(this.#image, this.#writer)
+  async makeEmpty(): Promise<void> {
+    if (this.#bitmaps.mustMark) await this.#bitmaps.mark()
+    await makeEmptyImage(this.#image, this.#mapping, this.#eraser)
   }
 
-  truncate(size: number): Promise<void> {
-    return growImage(this.#image, size)
+  async truncate(size: number): Promise<void> {
+    if (this.#bitmaps.mustMark) await this.#bitmaps.mark()
+    await growImage(this.#image, size)
+    this.#image.node.bitmaps.fitLength()
   }
 
   info(): Promise<ImageInfo> {
-    return imageInfo(this.#image)
+    return imageInfo(this.#image, this.#bitmaps.info())
   }
 
   async reopenPrepare(target: ReopenTarget): Promise<PreparedReopen> {
@@ -145,10 +170,11 @@ class Qcow2Driver implements BlockDriver {
         node: image.node.name,
       })
     const wasWritable = image.writable
-    if (target.readOnly && wasWritable) await image.settle()
+    if (target.readOnly && wasWritable) await this.#settle()
     return {
       commit: () => {
         image.writable = !target.readOnly
+        this.#bitmaps.setReadOnly(target.readOnly)
         image.lazy = lazy && !target.readOnly
         image.overlapCheck = overlapOption(target.options)
         image.setCacheSizes(sizes)
@@ -160,9 +186,18 @@ class Qcow2Driver implements BlockDriver {
     }
   }
 
+  async #settle(): Promise<void> {
+    const image = this.#image
+    try {
+      if (image.writable && !image.dead) await this.#bitmaps.store()
+    } finally {
+      await image.settle()
+    }
+  }
+
   async close(): Promise<void> {
     try {
-      await this.#image.settle()
+      await this.#settle()
     } catch {
       // The last flush told whoever waited for it; what is missing now are counts at most.
     }
@@ -174,13 +209,15 @@ function noop(): void {}
 /** What opening for writing owes the format. */
 async function becomeWritable(image: Qcow2Image, snapshots: readonly Snapshot[]): Promise<void> {
   const { header } = image
-  let kept = image.data === image.file ? 0 : header.autoclear & AUTOCLEAR.RAW_DATA
-  if ((header.autoclear & AUTOCLEAR.BITMAPS) !== 0 && (await markBitmapsInUse(image)))
-    kept |= AUTOCLEAR.BITMAPS
+  const raw = image.data === image.file ? 0 : header.autoclear & AUTOCLEAR.RAW_DATA
+  const bitmaps = hasValidBitmaps(image)
+  const kept = raw | (bitmaps ? AUTOCLEAR.BITMAPS : 0)
   if (header.autoclear !== kept) {
     header.autoclear = kept
     await image.writeFeatures()
   }
+  // Bitmaps that somebody let fall behind the guest data are good for nothing.
+  if (!bitmaps && setDirectoryPlace(header, undefined)) await image.writeHeader()
   if ((header.incompatible & INCOMPAT.DIRTY) !== 0) await repairImage(image, snapshots)
 }
 
@@ -256,7 +293,7 @@ async function openImage(
   image.extraMetadata = extraMetadata(header, snapshots)
   image.mapMetadata()
   if (!node.readOnly) await becomeWritable(image, snapshots)
-  return new Qcow2Driver(image, snapshots)
+  return new Qcow2Driver(image, snapshots, await ImageBitmaps.load(image))
 }
 
 async function readTable(

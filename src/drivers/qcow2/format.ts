@@ -44,9 +44,9 @@ export const ZERO_LO = 1
 /** Subclusters of a cluster with extended L2 entries. */
 export const SUBCLUSTERS = 32
 /** Largest active L1 table in bytes. */
-export const MAX_L1_BYTES = 32 * 1024 * 1024
+export const MAX_L1_BYTES: number = 32 * 1024 * 1024
 /** Largest refcount table in bytes. */
-export const MAX_REFTABLE_BYTES = 8 * 1024 * 1024
+export const MAX_REFTABLE_BYTES: number = 8 * 1024 * 1024
 /** Most internal snapshots. */
 export const MAX_SNAPSHOTS = 65536
 

@@ -327,6 +327,16 @@ export class Qcow2Image {
     this.#requests.delete(request)
   }
 
+  /** Runs work that goes on after this step as a numbered request. */
+  async numbered(body: () => Promise<void>): Promise<void> {
+    const request = this.beginRequest()
+    try {
+      await body()
+    } finally {
+      this.endRequest(request)
+    }
+  }
+
   /** Writes everything, at the end of use or before going read-only. */
   async settle(): Promise<void> {
     if (this.#marking !== undefined) await this.#marking

@@ -8,8 +8,11 @@ import type { ImageInfo } from '../../block/driver.ts'
 import { COMPAT_LAZY_REFCOUNTS, INCOMPAT } from './format.ts'
 import type { Qcow2Image } from './image.ts'
 
-/** Collects it. */
-export async function imageInfo(image: Qcow2Image): Promise<ImageInfo> {
+/** Collects it; `bitmaps` are those that the image holds. */
+export async function imageInfo(
+  image: Qcow2Image,
+  bitmaps: readonly Readonly<Record<string, unknown>>[] = [],
+): Promise<ImageInfo> {
   const { header } = image
   const below = await image.file.node.driver?.info?.()
   const has = (bit: number): boolean => (header.incompatible & bit) !== 0
@@ -20,6 +23,7 @@ export async function imageInfo(image: Qcow2Image): Promise<ImageInfo> {
       : {
           compat: '1.1',
           'compression-type': header.compression === 0 ? 'zlib' : 'zstd',
+          ...(bitmaps.length === 0 ? {} : { bitmaps }),
           'lazy-refcounts': (header.compatible & COMPAT_LAZY_REFCOUNTS) !== 0,
           'refcount-bits': refcountBits,
           corrupt: has(INCOMPAT.CORRUPT),

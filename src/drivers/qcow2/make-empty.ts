@@ -7,9 +7,10 @@
  * - A failure before the pointers are gone leaves the old content in place.
  */
 import type { BlockChild } from '../../block/child.ts'
+import type { Eraser } from './eraser.ts'
 import { AUTOCLEAR, viewOf, write64 } from './format.ts'
 import type { Qcow2Image } from './image.ts'
-import type { Writer } from './writer.ts'
+import type { Mapping } from './mapping.ts'
 
 /** Changes the length of a child's file. */
 export async function truncateChild(child: BlockChild, size: number): Promise<void> {
@@ -17,18 +18,20 @@ export async function truncateChild(child: BlockChild, size: number): Promise<vo
 }
 
 /** Empties the image. */
-export async function makeEmptyImage(image: Qcow2Image, writer: Writer): Promise<void> {
+export async function makeEmptyImage(
+  image: Qcow2Image,
+  mapping: Mapping,
+  eraser: Eraser,
+): Promise<void> {
   image.checkAlive()
   if (image.l1.every((byte) => byte === 0)) return
   if (canonical(image)) await emptyInPlace(image)
   else if (movable(image)) await emptyByMoving(image)
   else {
-    await writer.discard(0, image.header.size, true)
+    await eraser.discard(0, image.header.size, true)
     await image.flush()
-    writer.forgetPlaces()
-    return
   }
-  writer.forgetPlaces()
+  mapping.packedEnd = 0
 }
 
 function l1Clusters(image: Qcow2Image): number {
@@ -135,9 +138,9 @@ async function shrink(image: Qcow2Image): Promise<void> {
   const end = (3 + l1Clusters(image)) * image.geometry.clusterBytes
   try {
     await truncateChild(image.file, end)
-    image.virginFrom = end
   } catch {
     // The old bytes stay behind the tables, counted as free.
-    image.virginFrom = Math.max(image.virginFrom, image.file.length())
   }
+  // A child that cannot be cut keeps old bytes there, which must not pass for zeroes.
+  image.virginFrom = Math.max(end, image.file.length())
 }

@@ -46,6 +46,8 @@ export class Mapping {
   copied = false
   /** Guest bytes of the run. */
   bytes = 0
+  /** Host byte where the next compressed cluster may follow the last one; 0 = nowhere. */
+  packedEnd = 0
   readonly #image: Qcow2Image
   readonly #lock = new FifoLock()
 
@@ -246,6 +248,8 @@ export class Mapping {
     const { clusterBits, clusterBytes } = image.geometry
     if (image.data !== image.file) return
     if ((hi & COMPRESSED_HI) !== 0) {
+      // The host cluster that was packed last may be the one that goes.
+      this.packedEnd = 0
       const { offset, bytes } = compressedPlace(hi, lo, clusterBits)
       const first = Math.floor(offset / clusterBytes)
       const last = Math.floor((offset + bytes - 1) / clusterBytes)

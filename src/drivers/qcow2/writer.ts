@@ -1,16 +1,15 @@
 /**
- * Changing guest data of a qcow2 image: writes, zero writes, discards.
+ * Writing guest data of a qcow2 image.
  *
  * Invariants:
  * - A guest cluster that is being given a host cluster belongs to one request; others wait for it.
  * - An entry is changed after its data are written; a failed write leaves the old entry.
  * - A write into a cluster that is ours already, with its table cached, goes through inline.
  */
-import { deflateRawSync } from 'node:zlib'
 import type { Pending } from '../../coroutine/coroutine.ts'
-import { ioError } from '../../util/errors.ts'
 import { raiseDebugEvent } from '../debug-event.ts'
-import { AUTOCLEAR, COMPRESSED_HI, COPIED_HI, hiOf, loOf, offsetOf, ZERO_LO } from './format.ts'
+import type { Claims } from './claims.ts'
+import { COMPRESSED_HI, COPIED_HI, hiOf, loOf, offsetOf } from './format.ts'
 import type { Qcow2Image } from './image.ts'
 import type { Mapping } from './mapping.ts'
 import { KIND } from './mapping.ts'
@@ -25,27 +24,20 @@ const MERGE_BYTES = 2 * 1024 * 1024
 const FREED_LIMIT = 4096
 const ALL_BITS = 0xffffffff
 
-interface Claim {
-  readonly from: number
-  readonly to: number
-  readonly ended: Promise<void>
-}
-
 /** Changes. */
 export class Writer {
   readonly #image: Qcow2Image
   readonly #mapping: Mapping
   readonly #reader: Reader
-  #claims: Claim[] = []
+  readonly #claims: Claims
   /** Bytes that the last `#writeNewNow` took. */
   #took = 0
-  /** Host byte where the next compressed cluster may follow the last one; 0 = nowhere. */
-  #packedEnd = 0
 
-  constructor(image: Qcow2Image, mapping: Mapping, reader: Reader) {
+  constructor(image: Qcow2Image, mapping: Mapping, reader: Reader, claims: Claims) {
     this.#image = image
     this.#mapping = mapping
     this.#reader = reader
+    this.#claims = claims
   }
 
   /** Stores `buf` at guest byte `offset`. */
@@ -77,12 +69,12 @@ export class Writer {
       }
       done += bytes
     }
-    return waits === undefined ? undefined : this.#numbered(() => allSettled(waits))
+    return waits === undefined ? undefined : this.#image.numbered(() => allSettled(waits))
   }
 
   /** The run at `offset` (left in the mapping) is ours alone and nobody works on it. */
   #inPlace(offset: number, bytes: number): boolean {
-    if (this.#claims.length > 0 && this.#conflict(offset, offset + bytes) !== undefined)
+    if (this.#claims.any && this.#claims.conflict(offset, offset + bytes) !== undefined)
       return false
     const mapping = this.#mapping
     return mapping.lookup(offset, bytes) && mapping.kind === KIND.NORMAL && mapping.copied
@@ -94,21 +86,12 @@ export class Writer {
     return this.#image.data.pwrite(host, buf)
   }
 
-  async #numbered(body: () => Promise<void>): Promise<void> {
-    const request = this.#image.beginRequest()
-    try {
-      await body()
-    } finally {
-      this.#image.endRequest(request)
-    }
-  }
-
   async #writeSlow(offset: number, buf: Uint8Array): Promise<void> {
     if (this.#image.lazy) await this.#image.markDirty()
     for (let done = 0; done < buf.length; ) {
       this.#image.checkAlive()
       const at = offset + done
-      const claim = this.#conflict(at, at + 1)
+      const claim = this.#claims.conflict(at, at + 1)
       if (claim !== undefined) {
         await claim.ended
         continue
@@ -132,7 +115,7 @@ export class Writer {
     const { extended } = this.#image.geometry
     const last = offset + this.#clusterRest(offset)
     const { clusterBytes } = this.#image.geometry
-    const release = extended ? this.#claim(last - clusterBytes, last) : undefined
+    const release = extended ? this.#claims.claim(last - clusterBytes, last) : undefined
     try {
       const pending = this.#writeData(host, buf)
       if (pending !== undefined) await pending
@@ -146,24 +129,6 @@ export class Writer {
     return clusterBytes - (offset % clusterBytes)
   }
 
-  #conflict(from: number, to: number): Claim | undefined {
-    return this.#claims.find((claim) => claim.from < to && from < claim.to)
-  }
-
-  /** Claims guest clusters; the caller calls the answer to give them up. */
-  #claim(from: number, to: number): () => void {
-    let release: () => void = () => undefined
-    const ended = new Promise<void>((resolve) => {
-      release = resolve
-    })
-    const claim: Claim = { from, to, ended }
-    this.#claims.push(claim)
-    return () => {
-      this.#claims = this.#claims.filter((other) => other !== claim)
-      release()
-    }
-  }
-
   /** Gives host clusters to the start of `buf` and writes it; answers how many bytes it took. */
   async #writeNew(offset: number, buf: Uint8Array): Promise<number> {
     const image = this.#image
@@ -172,7 +137,7 @@ export class Writer {
     const { clusters, kept } = this.#extent(first, offset + Math.min(buf.length, STEP_BYTES))
     const last = first + clusters * clusterBytes
     const data = buf.subarray(0, Math.min(buf.length, last - offset))
-    const release = this.#claim(first, last)
+    const release = this.#claims.claim(first, last)
     try {
       if (image.freedClusters > FREED_LIMIT) await image.flush()
       const host = kept ?? (await this.#place(first, clusters))
@@ -206,7 +171,7 @@ export class Writer {
         if (clusters === 0) return { clusters: 1, kept: host }
         break
       }
-      if (clusters > 0 && this.#conflict(at, at + clusterBytes) !== undefined) break
+      if (clusters > 0 && this.#claims.conflict(at, at + clusterBytes) !== undefined) break
       clusters++
     }
     return { clusters, kept: undefined }
@@ -236,20 +201,21 @@ export class Writer {
     const end = offset + data.length
     const head = await this.#old(first, offset, virgin)
     const tail = await this.#old(end, last, virgin)
-    if (head === undefined && tail === undefined) return this.#put(host + (offset - first), data)
+    if (head === undefined && tail === undefined) return this.put(host + (offset - first), data)
     if (last - first <= MERGE_BYTES) {
       const whole = new Uint8Array(last - first)
       if (head !== undefined) whole.set(head)
       whole.set(data, offset - first)
       if (tail !== undefined) whole.set(tail, end - first)
-      return this.#put(host, whole)
+      return this.put(host, whole)
     }
-    if (head !== undefined) await this.#put(host, head)
-    await this.#put(host + (offset - first), data)
-    if (tail !== undefined) await this.#put(host + (end - first), tail)
+    if (head !== undefined) await this.put(host, head)
+    await this.put(host + (offset - first), data)
+    if (tail !== undefined) await this.put(host + (end - first), tail)
   }
 
-  async #put(host: number, bytes: Uint8Array): Promise<void> {
+  /** Writes data at a host place, unless metadata are there. */
+  async put(host: number, bytes: Uint8Array): Promise<void> {
     const pending = this.#writeData(host, bytes)
     if (pending !== undefined) await pending
   }
@@ -298,7 +264,7 @@ export class Writer {
       const place = host + (at - first)
       const newHi = (COPIED_HI | hiOf(place)) >>> 0
       this.#mapping.store(table, at, newHi, loOf(place), 0, ALL_BITS)
-      if (offsetOf(hi, lo) !== place || (hi & COMPRESSED_HI) !== 0) this.#release(hi, lo)
+      if (offsetOf(hi, lo) !== place || (hi & COMPRESSED_HI) !== 0) this.#mapping.release(hi, lo)
     }
     return last
   }
@@ -312,7 +278,7 @@ export class Writer {
     const image = this.#image
     const { clusterBytes, extended } = image.geometry
     const special = extended || image.lazy || image.data !== image.file
-    if (special || this.#claims.length > 0 || image.freedClusters > FREED_LIMIT) return undefined
+    if (special || this.#claims.any || image.freedClusters > FREED_LIMIT) return undefined
     if (this.#mapping.writable(offset) === undefined) return undefined
     const first = offset - (offset % clusterBytes)
     const { clusters, kept } = this.#extent(first, offset + Math.min(buf.length, MERGE_BYTES))
@@ -366,7 +332,7 @@ export class Writer {
     last: number,
     host: number,
   ): Promise<void> {
-    const release = this.#claim(first, last)
+    const release = this.#claims.claim(first, last)
     const { clusterBytes } = this.#image.geometry
     try {
       try {
@@ -379,175 +345,5 @@ export class Writer {
     } finally {
       release()
     }
-  }
-
-  /**
-   * Makes whole clusters read as zeroes; `unmap` gives their host clusters up.
-   * Errors: ENOTSUP where the format cannot say so.
-   */
-  zero(offset: number, bytes: number, unmap: boolean): Promise<void> {
-    const { header } = this.#image
-    if (header.autoclear & AUTOCLEAR.RAW_DATA) throw ioError('ENOTSUP', { offset, bytes })
-    if (header.version < 3 && !this.#reader.backingIsZero(offset))
-      throw ioError('ENOTSUP', { offset, bytes })
-    return this.#eachCluster(offset, bytes, false, (at) => this.#zeroCluster(at, unmap))
-  }
-
-  /** Gives whole clusters up: they read as zeroes, or (`full`) show the backing image again. */
-  discard(offset: number, bytes: number, full: boolean): Promise<void> {
-    const { header } = this.#image
-    const raw = (header.autoclear & AUTOCLEAR.RAW_DATA) !== 0
-    const shows = header.version < 3 && !full && !this.#reader.backingIsZero(offset)
-    if (raw || shows) return Promise.resolve()
-    // Giving up what holds nothing would hide the backing image.
-    return this.#eachCluster(offset, bytes, true, (at) => this.#setEmpty(at, full))
-  }
-
-  /** Runs a step for each cluster that is not plainly empty, with its table ready for a change. */
-  #eachCluster(
-    offset: number,
-    bytes: number,
-    skipUnallocated: boolean,
-    step: (at: number) => void,
-  ): Promise<void> {
-    const { clusterBytes } = this.#image.geometry
-    return this.#numbered(async () => {
-      if (this.#image.lazy) await this.#image.markDirty()
-      for (let at = offset; at < offset + bytes; ) {
-        this.#image.checkAlive()
-        const claim = this.#conflict(at, at + clusterBytes)
-        if (claim !== undefined) {
-          await claim.ended
-          continue
-        }
-        if (!this.#mapping.lookup(at, offset + bytes - at)) {
-          await this.#mapping.load(at)
-          continue
-        }
-        const empty = this.#emptyBytes(at, offset + bytes, skipUnallocated)
-        if (empty > 0) {
-          at += empty
-          continue
-        }
-        if (this.#mapping.writable(at) === undefined) await this.#mapping.makeWritable(at)
-        else {
-          step(at)
-          at += clusterBytes
-        }
-      }
-    })
-  }
-
-  /** Bytes of the run just looked up that need no step, in whole clusters. */
-  #emptyBytes(at: number, end: number, skipUnallocated: boolean): number {
-    const { clusterBytes } = this.#image.geometry
-    const { kind, bytes } = this.#mapping
-    if (kind !== KIND.UNALLOCATED) return 0
-    if (!skipUnallocated && !this.#reader.backingIsZero(at)) return 0
-    return at + bytes >= end ? end - at : bytes - (bytes % clusterBytes)
-  }
-
-  #zeroCluster(at: number, unmap: boolean): void {
-    const table = this.#mapping.writable(at)
-    if (table === undefined) return
-    const { hi, lo } = this.#mapping.entry(table, at)
-    const { extended } = this.#image.geometry
-    const mine = (hi & COPIED_HI) !== 0 && (hi & COMPRESSED_HI) === 0
-    if (mine && !unmap) {
-      const kept = extended ? lo : lo | ZERO_LO
-      if (this.#image.header.version >= 3) {
-        this.#mapping.store(table, at, hi, kept, ALL_BITS, 0)
-        return
-      }
-    }
-    this.#setEmpty(at, false)
-  }
-
-  #setEmpty(at: number, full: boolean): void {
-    const table = this.#mapping.writable(at)
-    if (table === undefined) return
-    const { extended } = this.#image.geometry
-    const { hi, lo } = this.#mapping.entry(table, at)
-    const zero = !full && this.#image.header.version >= 3
-    if (full && !extended && hi === 0 && lo === 0) return
-    this.#mapping.store(table, at, 0, zero && !extended ? ZERO_LO : 0, zero ? ALL_BITS : 0, 0)
-    this.#release(hi, lo)
-  }
-
-  /** Stores whole clusters compressed; what does not shrink is stored as it is. */
-  writeCompressed(offset: number, buf: Uint8Array): Promise<void> {
-    const { clusterBytes } = this.#image.geometry
-    return this.#numbered(async () => {
-      if (this.#image.lazy) await this.#image.markDirty()
-      for (let done = 0; done < buf.length; done += clusterBytes)
-        await this.#packCluster(offset + done, buf.subarray(done, done + clusterBytes))
-    })
-  }
-
-  async #packCluster(offset: number, buf: Uint8Array): Promise<void> {
-    const { clusterBytes } = this.#image.geometry
-    const cluster = new Uint8Array(clusterBytes)
-    cluster.set(buf)
-    const packed = deflateRawSync(cluster, { windowBits: 12, level: 6 })
-    if (packed.length >= clusterBytes || this.#image.data !== this.#image.file) {
-      await this.#writeSlow(offset, buf)
-      return
-    }
-    for (;;) {
-      const claim = this.#conflict(offset, offset + clusterBytes)
-      if (claim === undefined) break
-      await claim.ended
-    }
-    const release = this.#claim(offset, offset + clusterBytes)
-    try {
-      const host = await this.#packedPlace(packed.length)
-      await this.#put(host, packed)
-      this.#image.virginFrom = Math.max(this.#image.virginFrom, host + clusterBytes)
-      for (;;) {
-        const table = this.#mapping.writable(offset)
-        if (table !== undefined) break
-        await this.#mapping.makeWritable(offset)
-      }
-      this.#pointPacked(offset, host, packed.length)
-    } finally {
-      release()
-    }
-  }
-
-  /** Room behind the last compressed cluster, or in a new host cluster. */
-  async #packedPlace(bytes: number): Promise<number> {
-    const image = this.#image
-    const { clusterBytes } = image.geometry
-    const end = this.#packedEnd
-    if (end > 0 && (end % clusterBytes) + bytes <= clusterBytes && end % clusterBytes !== 0) {
-      const place = end
-      this.#packedEnd = place + bytes
-      if (await image.refcounts.share(Math.floor(place / clusterBytes))) return place
-    }
-    const cluster = await image.refcounts.allocate(1)
-    this.#packedEnd = cluster * clusterBytes + bytes
-    return cluster * clusterBytes
-  }
-
-  #pointPacked(offset: number, host: number, bytes: number): void {
-    const table = this.#mapping.writable(offset)
-    if (table === undefined) return
-    const sectors = BigInt(Math.floor(((host % 512) + bytes - 1) / 512))
-    const shift = BigInt(62 - (this.#image.geometry.clusterBits - 8))
-    const entry = (1n << 62n) | (sectors << shift) | BigInt(host)
-    const { hi, lo } = this.#mapping.entry(table, offset)
-    this.#mapping.store(table, offset, Number(entry >> 32n), Number(entry & 0xffffffffn), 0, 0)
-    this.#release(hi, lo)
-  }
-
-  #release(hi: number, lo: number): void {
-    // The host cluster that was packed last may be the one that goes.
-    if ((hi & COMPRESSED_HI) !== 0) this.#packedEnd = 0
-    this.#mapping.release(hi, lo)
-  }
-
-  /** Forgets where compressed data ended: those clusters are gone. */
-  forgetPlaces(): void {
-    this.#packedEnd = 0
   }
 }

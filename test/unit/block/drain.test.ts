@@ -131,23 +131,26 @@ describe('block / drain / graph changes', () => {
     [true, false],
     [false, true],
     [true, true],
-  ])('block / drain / graph changes / replacing a child: old drained %s, new drained %s', async (oldDrained, newDrained) => {
-    const graph = memoryGraph()
-    const from = await graph.add(memory('from'))
-    const to = await graph.add(memory('to'))
-    const user = await guest(graph, from)
-    if (oldDrained) await graph.drainedBegin(from)
-    if (newDrained) await graph.drainedBegin(to)
-    await graph.replace(from, to)
-    expect(user.node.name).toBe('to')
-    expect(user.quiesced).toBe(newDrained)
-    if (newDrained) graph.drainedEnd(to)
-    if (oldDrained) graph.drainedEnd(from)
-    expect(user.quiesced).toBe(false)
-    await fill(user, 3, 0, 512)
-    expect(await patternOf(await guest(graph, to), 0, 512)).toBe(3)
-    expect(counts(graph)).toEqual({ from: 0, to: 0 })
-  })
+  ])(
+    'block / drain / graph changes / replacing a child: old drained %s, new drained %s',
+    async (oldDrained, newDrained) => {
+      const graph = memoryGraph()
+      const from = await graph.add(memory('from'))
+      const to = await graph.add(memory('to'))
+      const user = await guest(graph, from)
+      if (oldDrained) await graph.drainedBegin(from)
+      if (newDrained) await graph.drainedBegin(to)
+      await graph.replace(from, to)
+      expect(user.node.name).toBe('to')
+      expect(user.quiesced).toBe(newDrained)
+      if (newDrained) graph.drainedEnd(to)
+      if (oldDrained) graph.drainedEnd(from)
+      expect(user.quiesced).toBe(false)
+      await fill(user, 3, 0, 512)
+      expect(await patternOf(await guest(graph, to), 0, 512)).toBe(3)
+      expect(counts(graph)).toEqual({ from: 0, to: 0 })
+    },
+  )
 
   it('block / drain / graph changes / the drainer survives the end of the node it drains', async () => {
     const { graph, node, held } = await heldOver()

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { PERM } from '../../../src/block/driver.ts'
 import { BlockBackend } from '../../../src/block/backend.ts'
+import { PERM } from '../../../src/block/driver.ts'
 import { isAllocatedAbove } from '../../../src/block/status.ts'
 import { fill, guest, HeldDriver, latch, memoryGraph, patternOf } from '../../support/graph.ts'
 

@@ -42,7 +42,10 @@ export class Bench {
   }
 
   async open(options: BlockdevOptions): Promise<{ node: BlockNode; disk: BlockBackend }> {
-    const node = await this.graph.add(options)
+    return this.openNode(await this.graph.add(options))
+  }
+
+  async openNode(node: BlockNode): Promise<{ node: BlockNode; disk: BlockBackend }> {
     const perm = PERM.CONSISTENT_READ | (node.readOnly ? 0 : PERM.WRITE)
     const disk = await BlockBackend.create(this.graph, node, { perm, shared: PERM.ALL })
     this.#backends.push(disk)

@@ -256,3 +256,39 @@ test('job / commit / bad requests change nothing', async () => {
   await expect(p.start({ filterNodeName: 'other' })).rejects.toMatchObject({ code: 'EINVAL' })
   expectAtRest(b)
 })
+
+test('job / commit / of a layer in between moves the overlay onto the base', async () => {
+  await using b = bench()
+  const p = await pair(b, 4 * MIB)
+  await p.guest.close()
+  await b.add({ driver: 'memory', 'node-name': 'over', size: 4 * MIB, backing: 'top' })
+  const guest = await b.guest(b.graph.lookup('over'))
+  await guest.pwrite(0, pattern(0x33, 65536))
+  const job = await p.start({ showReady: false })
+  await job.done
+  expect(job.error).toBeUndefined()
+  expect(b.events).not.toContain('ready')
+  expect(b.graph.lookup('over').chainNext).toBe(p.base)
+  expect(isAll(await readAt(guest, 0, 65536), 0x33)).toBe(true)
+  expect(isAll(await readAt(guest, 65536, 2 * MIB - 65536), 0x22)).toBe(true)
+  expect(isAll(await readAt(p.base.driver!, 0, 2 * MIB), 0x22)).toBe(true)
+  expectAtRest(b)
+})
+
+test('job / commit / keeps commands and other jobs off its nodes', async () => {
+  await using b = bench()
+  const p = await pair(b, 4 * MIB)
+  const job = await p.start({ autoComplete: false })
+  await until(() => job.ready)
+  expect(() => p.top.blockers.check('resize', 'top')).toThrow(
+    "Node 'top' is busy: block device is in use by block job: commit",
+  )
+  await expect(p.start({ jobId: 'd' })).rejects.toMatchObject({ code: 'EPERM' })
+  expect(p.top.children.get('backing')?.frozen).toBe(true)
+  job.userComplete()
+  await job.done
+  expect(job.error).toBeUndefined()
+  expect(p.top.children.get('backing')?.frozen).toBe(false)
+  expect(p.guest.node).toBe(p.base)
+  expect(p.base.blockers.reason('resize')?.message).toMatch(/used as backing hd/)
+})

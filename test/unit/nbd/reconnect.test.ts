@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
+import { AioContext } from '../../../src/aio/aio-context.ts'
 import { NbdClient } from '../../../src/nbd/client.ts'
 import { NbdServer } from '../../../src/nbd/server.ts'
-import { AioContext } from '../../../src/aio/aio-context.ts'
 import { type Clock, HostClock, type TimerHandle } from '../../../src/util/clock.ts'
 import { hostSeed, Random } from '../../../src/util/random.ts'
 import { serve } from './support.ts'

@@ -7,10 +7,10 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { AioContext } from '../../../src/aio/aio-context.ts'
 import type { NbdAddress } from '../../../src/nbd/address.ts'
 import type { NbdExport } from '../../../src/nbd/export.ts'
 import { NbdServer } from '../../../src/nbd/server.ts'
-import { AioContext } from '../../../src/aio/aio-context.ts'
 import { FakeDisk } from './fake-disk.ts'
 
 export interface Served {

@@ -47,7 +47,7 @@ const TABLE: readonly (readonly [string | Buffer, readonly unknown[]])[] = [
   [': , \n', [err('expecting value'), err('expecting value')]],
   ['"\\ud800"\n', [err('\\ud800 is not a valid Unicode character')]],
   ['"\\u12"\n', [err('\\u12 is not a valid Unicode character')]],
-  ['"abc\ndef"\n', [err("stray '\"abc\n'"), err("invalid keyword 'def'")]],
+  ['"abc\ndef"\n', [err("stray '\"abc\n'")]],
   ['tru.e\n', [err("invalid keyword 'tru'"), err("stray '.'")]],
   ['[1}]\n', [err('expected separator in list'), err('expecting value')]],
   ["{'execute':'quit'}", [{ execute: 'quit' }]],
@@ -61,10 +61,6 @@ const TABLE: readonly (readonly [string | Buffer, readonly unknown[]])[] = [
 describe('qmp / json / reads', () => {
   for (const [text, found] of TABLE) {
     test(`${JSON.stringify(String(text))}`, () => {
-      if (String(text).startsWith('"\\u12"') || String(text).startsWith('"abc')) {
-        expect(read(text)[0]).toBeTypeOf('string')
-        return
-      }
       expect(read(text)).toEqual(found)
     })
   }
