@@ -9,6 +9,9 @@
 import { BlockBackend } from './block/backend.ts'
 import { PERM } from './block/driver.ts'
 import type { BlockGraph } from './block/graph.ts'
+import type { NamedBitmap } from './block/named-bitmap.ts'
+import type { BlockNode } from './block/node.ts'
+import type { ExportBitmap } from './nbd/export.ts'
 import { NbdServer } from './nbd/server.ts'
 import type { ExportInfo, ExportRequest, ExportService, ServerAddress } from './qmp/services.ts'
 import { BlockError } from './util/errors.ts'
@@ -17,6 +20,8 @@ interface Entry {
   readonly id: string
   readonly name: string
   readonly backend: BlockBackend
+  /** Gives the bitmaps back. */
+  readonly release: readonly (() => void)[]
   removing: boolean
 }
 
@@ -68,11 +73,8 @@ export class Exports implements ExportService {
     if (!valid) throw new BlockError('EINVAL', 'Invalid block export id')
     this.#checkFreeId(id)
     const node = this.#graph.lookup(device, nodeName)
-    const missing = request.bitmaps?.[0]
-    if (missing !== undefined) {
-      throw new BlockError('EINVAL', `Bitmap '${missing.name}' is not found`)
-    }
     const writable = request.writable === true
+    const bitmaps = this.#bitmaps(node, request, writable)
     const name = request.name ?? nodeName
     if (server.find(name) !== undefined) {
       throw new BlockError('EEXIST', `NBD server already has export named '${name}'`)
@@ -91,6 +93,7 @@ export class Exports implements ExportService {
         name,
         backend,
         readOnly: !writable,
+        bitmaps: bitmaps.map((bitmap) => ({ name: bitmap.name, bitmap: shown(bitmap) })),
         allocationDepth: request.allocationDepth === true,
         ...(request.description === undefined ? {} : { description: request.description }),
       })
@@ -98,7 +101,13 @@ export class Exports implements ExportService {
       await backend.close()
       throw error
     }
-    this.#entries.set(id, { id, name, backend, removing: false })
+    this.#entries.set(id, {
+      id,
+      name,
+      backend,
+      release: bitmaps.map((bitmap) => bitmap.use()),
+      removing: false,
+    })
   }
 
   async remove(id: string, mode: 'safe' | 'hard'): Promise<void> {
@@ -145,8 +154,19 @@ export class Exports implements ExportService {
 
   async #end(entry: Entry): Promise<void> {
     await entry.backend.close()
+    for (const release of entry.release) release()
     this.#entries.delete(entry.id)
     this.#graph.events.emit('BLOCK_EXPORT_DELETED', { id: entry.id })
+  }
+
+  #bitmaps(node: BlockNode, request: ExportRequest, writable: boolean): NamedBitmap[] {
+    return (request.bitmaps ?? []).map(({ node: owner, name }) => {
+      const bitmap = findBitmap(this.#graph.find(owner) ?? node, name)
+      if (bitmap === undefined) throw new BlockError('EINVAL', `Bitmap '${name}' is not found`)
+      bitmap.checkUsable()
+      if (writable || !bitmap.enabled) return bitmap
+      throw new BlockError('EINVAL', `Enabled bitmap '${name}' incompatible with readonly export`)
+    })
   }
 
   #checkFreeId(id: string): void {
@@ -158,4 +178,18 @@ export class Exports implements ExportService {
     if (this.#server === undefined) throw new BlockError('EINVAL', 'NBD server not running')
     return this.#server
   }
+}
+
+// The bits of a bitmap are replaced when it is cleared, so they are asked for anew each time.
+function shown(bitmap: NamedBitmap): ExportBitmap {
+  return { nextDirty: (from) => bitmap.bits.nextDirty(from) }
+}
+
+// A bitmap may belong to an image further down the chain.
+function findBitmap(node: BlockNode, name: string): NamedBitmap | undefined {
+  for (let at: BlockNode | undefined = node; at !== undefined; at = at.chainNext) {
+    const bitmap = at.bitmaps.get(name)
+    if (bitmap !== undefined) return bitmap
+  }
+  return undefined
 }

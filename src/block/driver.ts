@@ -205,6 +205,13 @@ export interface BlockDriver {
   makeEmpty?(): MaybePromise<void>
   /** Changes the length. */
   truncate?(size: number): MaybePromise<void>
+  /**
+   * Called before the users of the node change what they take (`perm`) and share together; throws
+   * to refuse, as a file does that another node has open for writing.
+   */
+  checkPermissions?(perm: number, shared: number): void
+  /** Writes down another name and format of the backing image; the image is writable. */
+  changeBackingFile?(filename: string, format: string): MaybePromise<void>
   /** The image can keep named dirty bitmaps. */
   readonly storesBitmaps?: boolean
   /** Called on the node's first quiesce and last unquiesce. */

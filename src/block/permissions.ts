@@ -100,7 +100,9 @@ function checkNode(node: BlockNode, future: FutureReadOnly): void {
       const error = a === b ? undefined : conflict(a, b)
       if (error !== undefined) throw error
     }
-  const writes = cumulative(node).perm & (PERM.WRITE | PERM.WRITE_UNCHANGED)
+  const { perm, shared } = cumulative(node)
+  node.driver?.checkPermissions?.(perm, shared)
+  const writes = perm & (PERM.WRITE | PERM.WRITE_UNCHANGED)
   const readOnly = future.get(node) ?? node.readOnly
   if (writes === 0 || !readOnly) return
   if (node.readOnly) throw new BlockError('EPERM', 'Block node is read-only', { node: node.name })

@@ -47,7 +47,11 @@ function expand(entries: readonly ReopenEntry[]): ReopenEntry[] {
       if (entries.some((e) => e.node === child)) continue
       const inherited =
         edge.role === 'backing' ? {} : { 'read-only': entry.options['read-only'] === true }
-      visit({ node: child, options: { ...child.options, ...inherited, ...explicit } })
+      visit({
+        node: child,
+        options: { ...child.options, ...inherited, ...explicit },
+        keepChildren: explicit === undefined,
+      })
     }
   }
   for (const entry of entries) visit(entry)
@@ -162,7 +166,7 @@ export async function reopenNodes(graph: BlockGraph, given: readonly ReopenEntry
   const entries = expand(given)
   for (const entry of entries) checkFixed(entry.node, entry.options)
   const changes: EdgeChange[] = []
-  for (const entry of given) changes.push(...(await edgeChanges(graph, entry)))
+  for (const entry of entries) changes.push(...(await edgeChanges(graph, entry)))
   for (const { node } of entries) await graph.drainedBegin(node)
   for (const { to } of changes) if (to !== undefined) await graph.drainedBegin(to)
   try {

@@ -5,6 +5,8 @@
  * - Small requests finish inline; large ones and everything that waits for the disk do not hold the loop.
  * - Bytes beyond the end of the file are zeroes; the length shown is a multiple of 512.
  * - The descriptor is closed exactly once.
+ * - Two nodes of one graph that have the same file open follow the rules of permissions as if they
+ *   were one node. (Other processes are not seen: Node.js has no byte range locks.)
  */
 import * as fs from 'node:fs'
 import type { BlockChild } from '../block/child.ts'
@@ -19,14 +21,17 @@ import type {
   PreparedReopen,
   ReopenTarget,
 } from '../block/driver.ts'
-import { NO_LIMITS, STATUS } from '../block/driver.ts'
+import { NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { cumulative } from '../block/permissions.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { asBlockError, BlockError, codeWords, ioError } from '../util/errors.ts'
 
 /** Up to this size a request is cheaper inline than through the thread pool of the host. */
 const INLINE_BYTES = 256 * 1024
 const SECTOR_BYTES = 512
+/** Permissions that two nodes over one file must agree on. */
+const LOCKED = PERM.WRITE | PERM.RESIZE
 const FIXED_OPTIONS = ['filename', 'aio', 'locking', 'pr-manager'] as const
 
 const roundUp = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES
@@ -85,6 +90,7 @@ class FileDriver implements BlockDriver {
   readonly zeroesFlags = 0
   readonly #node: BlockNode
   readonly #path: string
+  readonly #identity: string
   #fd: number
   #readOnly: boolean
   #end: number
@@ -95,7 +101,9 @@ class FileDriver implements BlockDriver {
     this.#path = path
     this.#fd = fd
     this.#readOnly = readOnly
-    this.#end = fs.fstatSync(fd).size
+    const stat = fs.fstatSync(fd)
+    this.#end = stat.size
+    this.#identity = `${stat.dev}:${stat.ino}`
   }
 
   length(): number {
@@ -104,6 +112,26 @@ class FileDriver implements BlockDriver {
 
   filename(): string {
     return this.#path
+  }
+
+  checkPermissions(perm: number, shared: number): void {
+    const { options, graph } = this.#node
+    if (options.locking === 'off' || options['force-share'] === true) return
+    for (const other of graph.nodes()) {
+      const { driver } = other
+      if (other === this.#node || !(driver instanceof FileDriver)) continue
+      if (driver.#identity !== this.#identity || other.options.locking === 'off') continue
+      const theirs = cumulative(other)
+      if ((perm & ~theirs.shared & LOCKED) !== 0) throw this.#locked('"write"')
+      if ((theirs.perm & ~shared & LOCKED) !== 0) throw this.#locked('shared "write"')
+    }
+  }
+
+  #locked(lock: string): BlockError {
+    return new BlockError('EBUSY', `Failed to get ${lock} lock`, {
+      node: this.#node.name,
+      path: this.#path,
+    })
   }
 
   pread(offset: number, buf: Uint8Array): Pending {

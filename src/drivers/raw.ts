@@ -16,10 +16,11 @@ import type {
   DiskDescription,
   DriverDefinition,
   ImageInfo,
+  Permissions,
   PreparedReopen,
   ReopenTarget,
 } from '../block/driver.ts'
-import { FLAG, NO_LIMITS, STATUS } from '../block/driver.ts'
+import { FLAG, NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { BlockError, ioError } from '../util/errors.ts'
@@ -160,5 +161,9 @@ export const rawDriver: DriverDefinition = {
   ): Promise<BlockDriver> {
     const file = await opener.open('file', options.file as BlockdevRef, 'file')
     return new RawDriver(file, windowOf(options, file.length()))
+  },
+  // Nothing of its own lies in the file: it takes and shares what its users do.
+  childPermissions(_node, _child, above): Permissions {
+    return { perm: above.perm, shared: above.shared | PERM.WRITE_UNCHANGED }
   },
 }

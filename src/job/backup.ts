@@ -24,6 +24,7 @@ import type { JobDriver } from './job-types.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
+import type { Transaction } from './transaction.ts'
 
 /** Commands that may wait for the worker; more writes than this wait for room. */
 const RING_RECORDS = 1024
@@ -54,6 +55,8 @@ export interface BackupOptions {
   readonly autoFinalize?: boolean | undefined
   /** See `JobOptions`. */
   readonly autoDismiss?: boolean | undefined
+  /** The group that the job completes with; default: a group of its own. */
+  readonly transaction?: Transaction | undefined
   /** Called once with the result, before the job is concluded. */
   readonly onDone?: ((error: BlockError | undefined) => void | Promise<void>) | undefined
 }
@@ -93,6 +96,21 @@ export async function startBackup(
   pool: WorkerPool,
   options: BackupOptions,
 ): Promise<RunningBackup> {
+  const backup = await createBackup(graph, registry, pool, options)
+  backup.job.start()
+  return backup
+}
+
+/**
+ * Creates a backup that protects from now on; the caller starts or cancels its job. Nothing stays
+ * changed when it throws.
+ */
+export async function createBackup(
+  graph: BlockGraph,
+  registry: JobRegistry,
+  pool: WorkerPool,
+  options: BackupOptions,
+): Promise<RunningBackup> {
   const { source, target } = options
   registry.checkId(options.jobId, options.internal ?? false)
   checkBackup(source, target)
@@ -110,6 +128,7 @@ export async function startBackup(
       autoFinalize: options.autoFinalize,
       autoDismiss: options.autoDismiss,
       speed: options.speed,
+      transaction: options.transaction,
       onDone: options.onDone,
     })
   } catch (thrown) {
@@ -120,7 +139,6 @@ export async function startBackup(
     [filterNode, 'main node'],
     [target, 'target'],
   ])
-  job.start()
   return { job, filterNode, filter: driver.filter, body: driver.body }
 }
 

@@ -38,11 +38,14 @@ interface Piece {
 export async function copyEverything(job: Job, plan: FullBackupPlan): Promise<void> {
   const rate = new RateLimit()
   const { clock } = plan.graph.ctx
-  const unit = Math.max(PIECE_BYTES, plan.filter.clusterSize)
   const length = plan.source.length()
   for (let at = 0; at < length && !job.forceCancelled; ) {
     const batch: Piece[] = []
-    while (at < length && batch.length < LANES) {
+    // A limited job goes cluster by cluster, so that it moves evenly and stops soon.
+    const lanes = job.speed === 0 ? LANES : 1
+    const { clusterSize } = plan.filter
+    const unit = job.speed === 0 ? Math.max(PIECE_BYTES, clusterSize) : clusterSize
+    while (at < length && batch.length < lanes) {
       const bytes = Math.min(unit, length - at)
       if (await wanted(plan, at, bytes)) batch.push({ offset: at, bytes })
       at += bytes
@@ -53,9 +56,16 @@ export async function copyEverything(job: Job, plan: FullBackupPlan): Promise<vo
     for (const piece of batch) copied += piece.bytes
     rate.setSpeed(job.speed)
     const delayMs = rate.delay(copied, clock.nowMs())
-    if (delayMs > 0) await job.waitKick(plan.graph.ctx.sleep(delayMs))
+    if (delayMs > 0) await pause(job, plan.graph, delayMs)
     await job.pausePoint()
   }
+}
+
+/** Waits for the rate limit; ends early when the job is kicked. */
+async function pause(job: Job, graph: BlockGraph, ms: number): Promise<void> {
+  const sleep = graph.ctx.wakeableSleep(ms)
+  await job.waitKick(sleep.done)
+  sleep.wake()
 }
 
 /** Whether the top layer holds anything of the range, when only that is asked for. */

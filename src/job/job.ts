@@ -3,9 +3,8 @@
  *
  * Invariants:
  * - Runs on the main thread only; the body that a job drives may live in a worker thread.
- * - `busy` is true from the start of the driver's `run` to its end, except while at rest: in a
- *   pause point, or while the body said that it rests.
- * - A pause by drain does not show in the status; a pause by the user does, once the job rests.
+ * - `busy` is true while the driver's `run` runs, except at rest: in a pause point or the body's.
+ * - A pause by drain does not show in the status; one by the user does, once the job rests.
  * - Internal jobs emit no events and no query shows them.
  */
 import type { Pending } from '../coroutine/coroutine.ts'
@@ -105,14 +104,14 @@ export class Job {
 
   /** Begins the work; once. */
   start(): void {
-    assert(this.#status === 'created' && !this.#started, 'a job is started once')
+    assert(!this.#started, 'a job is started once')
     this.#started = true
     this.pauseCount -= 1
     this.busy = true
     this.#setStatus('running')
     const work = async (): Promise<void> => {
       await this.pausePoint()
-      if (!this.forceCancelled) await this.driver.run(this)
+      return this.forceCancelled ? undefined : this.driver.run(this)
     }
     const running = this.#host.spawn?.(work, this.id || this.driver.type) ?? work()
     running.then(
@@ -167,6 +166,7 @@ export class Job {
 
   /** Waits until `kick` is called by anyone (new work, a verb, a cancel) or `orUntil` settles. */
   async waitKick(orUntil?: Promise<unknown>): Promise<void> {
+    if (this.forceCancelled) return
     if (this.#wantsRest()) return this.#rest()
     await new Promise<void>((resolve) => {
       this.#kicks.push(resolve)

@@ -119,7 +119,7 @@ export class MirrorDriver implements JobDriver {
       : { remaining: 0, passes: 0 }
     await this.#copy(job, goal)
     if (job.forceCancelled) return
-    await this.#flush()
+    await this.#flushFor(job)
     if (plan.showReady ?? true) job.becomeReady()
     while (!this.#mayEnd(job)) {
       if (plan.dirty.count > 0) await this.#copy(job, { remaining: 0, passes: MOST_PASSES })
@@ -127,6 +127,7 @@ export class MirrorDriver implements JobDriver {
     }
     if (job.forceCancelled) return
     await this.#copy(job, { remaining: LAST_COPY_BYTES, passes: MOST_PASSES })
+    await this.#flushFor(job)
   }
 
   complete(): void {
@@ -149,6 +150,9 @@ export class MirrorDriver implements JobDriver {
     await this.#lastCopy()
     await this.#flush()
     if (!this.#completing || pivotTo === undefined) return
+    // The users that move may forbid other writers, and there will be no more to write.
+    await this.#body?.finish()
+    await this.#plan.target.close()
     try {
       await graph.replace(pivotFrom ?? filter, pivotTo)
     } catch (thrown) {
@@ -178,6 +182,17 @@ export class MirrorDriver implements JobDriver {
     const { target } = this.#plan
     markWritten(target.node)
     await target.flush()
+  }
+
+  async #flushFor(job: Job): Promise<void> {
+    while (!job.forceCancelled) {
+      try {
+        await this.#flush()
+        return
+      } catch (thrown) {
+        await job.handleError(asBlockError(thrown), this.#plan.onTargetError, 'write')
+      }
+    }
   }
 
   #mayEnd(job: Job): boolean {

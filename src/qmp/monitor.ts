@@ -7,6 +7,7 @@
  */
 import { assert } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
+import { bitmapCommands, bitmapCommands, bitmapDeeds } from './commands/bitmaps.ts'
 import { humanCommands } from './commands/human.ts'
 import { jobCommands } from './commands/jobs.ts'
 import { nbdCommands } from './commands/nbd.ts'
@@ -15,8 +16,9 @@ import { objectCommands } from './commands/objects.ts'
 import { replicationCommands } from './commands/replication.ts'
 import { runStateCommands } from './commands/run-state.ts'
 import { sessionCommands } from './commands/session.ts'
-import { snapshotCommands } from './commands/snapshot.ts'
-import { startJobCommands } from './commands/start-jobs.ts'
+import { snapshotCommands, snapshotDeeds } from './commands/snapshots.ts'
+import { backupDeeds, startJobCommands } from './commands/start-jobs.ts'
+import { transactionCommands } from './commands/transaction.ts'
 import { yankCommands } from './commands/yank.ts'
 import type { EventHub } from './events.ts'
 import type { MonitorServices } from './services.ts'
@@ -31,7 +33,14 @@ export function allCommands(services: MonitorServices): CommandTable {
     nodeCommands(graph),
     jobCommands(jobs),
     startJobCommands(services),
+    bitmapCommands(graph),
     snapshotCommands(graph),
+    transactionCommands(graph, {
+      ...bitmapDeeds(graph),
+      ...snapshotDeeds(graph),
+      ...backupDeeds(services),
+    }),
+    bitmapCommands(graph),
     nbdCommands(graph, exports),
     replicationCommands(replication),
     objectCommands(objects),

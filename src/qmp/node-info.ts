@@ -15,6 +15,7 @@ export async function nodeInfo(node: BlockNode, flat: boolean): Promise<JsonObje
   const filename = nodeFilename(node)
   const backing = backingOf(node)
   const { cache } = node.options
+  const bitmaps = bitmapInfos(node)
   return {
     iops_rd: 0,
     detect_zeroes: node.options['detect-zeroes'] ?? 'off',
@@ -37,7 +38,35 @@ export async function nodeInfo(node: BlockNode, flat: boolean): Promise<JsonObje
     },
     file: filename,
     ...(backing === undefined ? {} : { backing_file: nodeFilename(backing) }),
+    ...(bitmaps.length === 0 ? {} : { 'dirty-bitmaps': bitmaps }),
+    ...bitmapInfo(node),
   }
+}
+
+function bitmapInfo(node: BlockNode): JsonObject {
+  const bitmaps = node.bitmaps.list().map((bitmap) => ({
+    name: bitmap.name,
+    recording: bitmap.enabled,
+    persistent: bitmap.persistent,
+    busy: bitmap.busy,
+    granularity: bitmap.granularity,
+    count: bitmap.bits.count * bitmap.granularity,
+    ...(bitmap.inconsistent ? { inconsistent: true } : {}),
+  }))
+  return bitmaps.length === 0 ? {} : { 'dirty-bitmaps': bitmaps }
+}
+
+/** The dirty bitmaps of a node, newest first. */
+function bitmapInfos(node: BlockNode): JsonValue[] {
+  return node.bitmaps.list().map((bitmap) => ({
+    name: bitmap.name,
+    recording: bitmap.enabled,
+    persistent: bitmap.persistent,
+    busy: bitmap.busy,
+    granularity: bitmap.granularity,
+    count: bitmap.bits.dirtyBytes,
+    ...(bitmap.inconsistent ? { inconsistent: true } : {}),
+  }))
 }
 
 async function imageInfo(node: BlockNode, flat: boolean): Promise<JsonObject> {

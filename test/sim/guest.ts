@@ -162,12 +162,16 @@ export class Guests {
 
   async #read(first: number, count: number): Promise<void> {
     const buf = new Uint8Array(count * PAGE)
-    const before = this.#model.moving === true
+    const before = this.#moving()
     const version = this.version
     const pending = this.backend.pread(first * PAGE, buf)
     if (pending !== undefined) await pending
-    if (before || this.#model.moving === true || version !== this.version) return
+    if (before || this.#moving() || version !== this.version) return
     for (let i = 0; i < count; i++) this.#judge('a read', first + i, tagIn(buf, i))
+  }
+
+  #moving(): boolean {
+    return this.#model.moving === true
   }
 
   /** Counts changes of the whole view, each of which makes running reads not judged. */

@@ -110,6 +110,7 @@ class History {
   }
 
   readonly #note = (line: string): void => {
+    ;(globalThis as { simLog?: (l: string) => void }).simLog?.(line)
     this.#trace.push(`${this.#clock.nowMs().toFixed(3)} ${line}`)
   }
 
@@ -291,8 +292,7 @@ class History {
       if (!this.#disturbed) this.#problem('the merge failed without a cause')
       await this.#sleep(this.#random.next() * 100)
       this.#pair.heal()
-      const one = replication.find('top')
-      if (one?.mode === 'secondary') await one.retryFailover()
+      await replication.retryFailover('top')
       await replication.settled()
     }
     if (this.#pair.stage !== 'done') this.#problem(`the merge ended in ${this.#pair.stage}`)

@@ -15,8 +15,8 @@ import { copyBeforeWriteOf } from '../../src/job/cbw.ts'
 import { Copier } from '../../src/job/copier.ts'
 import { WorkerPool } from '../../src/job/pool.ts'
 import type { DiskView } from '../../src/job/view.ts'
+import { makeJobMachinery } from '../../src/replication/job-machinery.ts'
 import type { Merge, Protection, ReplicationMachinery } from '../../src/replication/machinery.ts'
-import { JobMachinery } from '../../src/runtime-replication.ts'
 import type { Runtime } from '../../src/runtime.ts'
 import { DirtyBitmap } from '../../src/sync/dirty-bitmap.ts'
 import { JobWords } from '../../src/sync/job-words.ts'
@@ -36,7 +36,8 @@ export type Canary =
 
 /** Makes the machinery of one secondary. */
 export function simMachinery(runtime: Runtime, canary: Canary | undefined): ReplicationMachinery {
-  const real = new JobMachinery(runtime.graph, runtime.jobs, new WorkerPool())
+  const pool = new WorkerPool()
+  const real = makeJobMachinery(runtime.jobs, () => pool)
   return {
     async protect(source, target) {
       const protection = await real.protect(source, target)
@@ -66,6 +67,9 @@ function neverReset(protection: Protection): Protection {
     },
     get copiedBytes() {
       return protection.copiedBytes
+    },
+    get copyFailures() {
+      return protection.copyFailures
     },
     remove: () => protection.remove(),
     async checkpoint() {

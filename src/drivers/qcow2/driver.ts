@@ -29,7 +29,7 @@ import { readHeader } from './check.ts'
 import { Claims } from './claims.ts'
 import { Eraser } from './eraser.ts'
 import { AUTOCLEAR, INCOMPAT } from './format.ts'
-import type { Header } from './header.ts'
+import { type Header, setBackingName } from './header.ts'
 import { Qcow2Image } from './image.ts'
 import { imageInfo } from './info.ts'
 import { makeEmptyImage } from './make-empty.ts'
@@ -157,6 +157,10 @@ class Qcow2Driver implements BlockDriver {
     this.#image.node.bitmaps.fitLength()
   }
 
+  async changeBackingFile(filename: string, format: string): Promise<void> {
+    await writeBackingName(this.#image, filename, format)
+  }
+
   info(): Promise<ImageInfo> {
     return imageInfo(this.#image, this.#bitmaps.info())
   }
@@ -205,6 +209,18 @@ class Qcow2Driver implements BlockDriver {
 }
 
 function noop(): void {}
+
+async function writeBackingName(image: Qcow2Image, file: string, format: string): Promise<void> {
+  const { backingFile, backingFormat } = image.header
+  setBackingName(image.header, file, format)
+  try {
+    await image.writeHeader()
+  } catch (error) {
+    setBackingName(image.header, backingFile, backingFormat)
+    throw error
+  }
+  await image.sync()
+}
 
 /** What opening for writing owes the format. */
 async function becomeWritable(image: Qcow2Image, snapshots: readonly Snapshot[]): Promise<void> {

@@ -194,6 +194,20 @@ function checkTables(header: Header, encryption: number, unknownAutoclear: boole
   if (!aligned(header.l1Offset)) bad('Active L1 table offset invalid')
 }
 
+/** Notes another name and format of the backing image; undefined for none. */
+export function setBackingName(
+  header: Header,
+  file: string | undefined,
+  format: string | undefined,
+): void {
+  header.backingFile = file
+  header.backingFormat = format
+  const rest = header.extensions.filter(({ type }) => type !== EXTENSION.BACKING_FORMAT)
+  const data = format === undefined ? undefined : Buffer.from(format)
+  const own = data === undefined ? [] : [{ type: EXTENSION.BACKING_FORMAT, data }]
+  header.extensions = [...own, ...rest]
+}
+
 /** The whole header area as it goes into the first cluster, zero padded to `clusterBytes`. */
 export function encodeHeader(header: Header): Uint8Array {
   const { clusterBytes } = header.geometry

@@ -6,10 +6,11 @@
  */
 import type { BlockGraph } from '../../block/graph.ts'
 import type { BlockNode } from '../../block/node.ts'
-import { startBackup } from '../../job/backup.ts'
+import { createBackup } from '../../job/backup.ts'
 import { startCommit } from '../../job/commit.ts'
 import type { OnError } from '../../job/policy.ts'
 import { startMirror } from '../../job/start-mirror.ts'
+import type { Transaction } from '../../job/transaction.ts'
 import { BlockError } from '../../util/errors.ts'
 import {
   type CommandTable,
@@ -23,6 +24,7 @@ import type { JsonObject } from '../json.ts'
 import { nodeFilename } from '../node-info.ts'
 import { bool, int, type Members, oneOf, str, struct, uint32 } from '../schema.ts'
 import type { MonitorServices } from '../services.ts'
+import { commandOf, type Deed, type DeedTable, deed, type Step } from './deed.ts'
 
 const onError = oneOf('report', 'ignore', 'enospc', 'stop', 'auto')
 const syncModes = oneOf('top', 'full', 'none', 'incremental', 'bitmap')
@@ -62,24 +64,7 @@ export function startJobCommands(services: MonitorServices): CommandTable {
       },
       (args) => blockStream(services.graph, args),
     ),
-    'blockdev-backup': command(
-      {
-        'job-id?': str,
-        device: str,
-        sync: syncModes,
-        'speed?': int,
-        'bitmap?': str,
-        'bitmap-mode?': oneOf('on-success', 'never', 'always'),
-        'compress?': bool,
-        'on-source-error?': onError,
-        'on-target-error?': onError,
-        ...lifeMembers,
-        'filter-node-name?': str,
-        'x-perf?': struct({ 'use-copy-range?': bool, 'max-workers?': uint32, 'max-chunk?': int }),
-        target: str,
-      },
-      (args) => blockdevBackup(services, args),
-    ),
+    'blockdev-backup': commandOf(blockdevBackupDeed(services)),
     'blockdev-mirror': command(
       {
         'job-id?': str,
@@ -99,6 +84,33 @@ export function startJobCommands(services: MonitorServices): CommandTable {
       (args) => blockdevMirror(services, args),
     ),
   }
+}
+
+/** The deeds that make jobs. */
+export function backupDeeds(services: MonitorServices): DeedTable {
+  return { 'blockdev-backup': blockdevBackupDeed(services) }
+}
+
+function blockdevBackupDeed(services: MonitorServices): Deed {
+  return deed(
+    {
+      'job-id?': str,
+      device: str,
+      sync: syncModes,
+      'speed?': int,
+      'bitmap?': str,
+      'bitmap-mode?': oneOf('on-success', 'never', 'always'),
+      'compress?': bool,
+      'on-source-error?': onError,
+      'on-target-error?': onError,
+      ...lifeMembers,
+      'filter-node-name?': str,
+      'x-perf?': struct({ 'use-copy-range?': bool, 'max-workers?': uint32, 'max-chunk?': int }),
+      target: str,
+    },
+    (args, group) => blockdevBackup(services, args, group),
+    true,
+  )
 }
 
 async function blockCommit(services: MonitorServices, args: JsonObject): Promise<void> {
@@ -145,13 +157,18 @@ async function blockStream(graph: BlockGraph, args: JsonObject): Promise<void> {
   throw new BlockError('ENOTSUP', `Node '${node.name}' does not support streaming`)
 }
 
-async function blockdevBackup(services: MonitorServices, args: JsonObject): Promise<void> {
+async function blockdevBackup(
+  services: MonitorServices,
+  args: JsonObject,
+  group: Transaction | undefined,
+): Promise<Step> {
   const { graph, jobs, pool } = services
   const [device, target] = [textOf(args, 'device'), textOf(args, 'target')]
   const source = graph.lookup(device, device)
   const to = graph.lookup(target, target)
-  await startBackup(graph, jobs, pool, {
+  const { job } = await createBackup(graph, jobs, pool, {
     jobId: jobIdOf(args),
+    transaction: group,
     source,
     target: to,
     sync: backupSync(args),
@@ -159,6 +176,12 @@ async function blockdevBackup(services: MonitorServices, args: JsonObject): Prom
     onTargetError: policyOf(args, 'on-target-error'),
     ...commonOptions(args),
   })
+  return {
+    commit: () => job.start(),
+    undo: async () => {
+      await job.cancelSync()
+    },
+  }
 }
 
 /** How much is copied. Errors: EINVAL for what needs a dirty bitmap that is not there. */

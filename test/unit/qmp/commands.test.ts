@@ -1,84 +1,18 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { AioContext } from '../../../src/aio/aio-context.ts'
-import { BlockGraph } from '../../../src/block/graph.ts'
-import { ThrottleGroups } from '../../../src/drivers/throttle.ts'
-import { jobRegistry } from '../../../src/job/host.ts'
-import { WorkerPool } from '../../../src/job/pool.ts'
-import type { JobRegistry } from '../../../src/job/registry.ts'
-import type { CommandTable } from '../../../src/qmp/command.ts'
 import { isObject, type JsonObject, type JsonValue } from '../../../src/qmp/json.ts'
-import { allCommands } from '../../../src/qmp/monitor.ts'
-import { ObjectStore } from '../../../src/qmp/objects.ts'
-import { RunState } from '../../../src/qmp/run-state.ts'
-import { validate } from '../../../src/qmp/schema.ts'
-import type { ReplicationControl } from '../../../src/qmp/services.ts'
-import { builtinDrivers } from '../../../src/runtime-drivers.ts'
-import { Exports } from '../../../src/runtime-exports.ts'
-import { objectKinds } from '../../../src/runtime-objects.ts'
 import { BlockError } from '../../../src/util/errors.ts'
+import { memory, Rig } from './rig.ts'
 
-let graph: BlockGraph
-let commands: CommandTable
-let exports: Exports
-let jobs: JobRegistry
-let pool: WorkerPool
-let calls: string[]
-let broken: BlockError | undefined
-
-const replication: ReplicationControl = {
-  startAll: async (mode) => void calls.push(`start ${mode}`),
-  checkpointAll: async () => void calls.push('checkpoint'),
-  stopAll: async (failover) => void calls.push(`stop ${failover}`),
-  getErrorAll: () => {
-    if (broken !== undefined) throw broken
-  },
-}
+let rig: Rig
 
 beforeEach(() => {
-  calls = []
-  broken = undefined
-  graph = new BlockGraph({ ctx: new AioContext(), drivers: builtinDrivers() })
-  exports = new Exports(graph)
-  jobs = jobRegistry(graph)
-  pool = new WorkerPool()
-  commands = allCommands({
-    graph,
-    jobs,
-    pool,
-    exports,
-    replication,
-    objects: new ObjectStore(objectKinds(new ThrottleGroups(graph.ctx))),
-    runState: new RunState(graph.events),
-    quit: () => void calls.push('quit'),
-  })
-  graph.events.onAny((name, data) => calls.push(`${name} ${JSON.stringify(data)}`))
+  rig = new Rig()
 })
 
-afterEach(async () => {
-  await exports.close()
-  await jobs.cancelAll()
-  await graph.close()
-  await pool.close()
-  await graph.ctx.close()
-})
+afterEach(() => rig.close())
 
-const session = { negotiate: () => undefined, finish: () => undefined }
-
-async function run(name: string, args: JsonObject = {}): Promise<JsonValue> {
-  const found = commands[name]
-  if (found === undefined) throw new Error(`no command ${name}`)
-  return (await found.run(validate(found.schema, args), session)) ?? {}
-}
-
-async function refused(name: string, args: JsonObject = {}): Promise<string> {
-  return run(name, args).then(
-    () => 'accepted',
-    (error: unknown) =>
-      error instanceof BlockError ? error.message : `not a BlockError: ${String(error)}`,
-  )
-}
-
-const memory = (name: string): JsonObject => ({ driver: 'memory', 'node-name': name, size: 65536 })
+const run = (name: string, args?: JsonObject): Promise<JsonValue> => rig.run(name, args)
+const refused = (name: string, args?: JsonObject): Promise<string> => rig.refused(name, args)
 
 describe('qmp / commands / nodes', () => {
   test('newest node first, with its image', async () => {
@@ -189,10 +123,10 @@ describe('qmp / commands / chains', () => {
   test('an active commit becomes ready and moves the users of the top to the base', async () => {
     await run('blockdev-add', memory('a'))
     await run('blockdev-add', { ...memory('b'), backing: 'a' })
-    const ready = graph.events.once('BLOCK_JOB_READY')
+    const ready = rig.graph.events.once('BLOCK_JOB_READY')
     await run('block-commit', { 'job-id': 'j', device: 'b' })
     await ready
-    const ended = graph.events.once('BLOCK_JOB_COMPLETED')
+    const ended = rig.graph.events.once('BLOCK_JOB_COMPLETED')
     await run('job-complete', { id: 'j' })
     expect(await ended).toMatchObject({ device: 'j', type: 'commit' })
   })
@@ -209,7 +143,7 @@ describe('qmp / commands / chains', () => {
     )
     await run('blockdev-backup', { ...backup, 'job-id': 'j' })
     expect(await run('query-block-jobs')).toMatchObject([{ device: 'j', type: 'backup' }])
-    const ended = graph.events.once('BLOCK_JOB_CANCELLED')
+    const ended = rig.graph.events.once('BLOCK_JOB_CANCELLED')
     await run('block-job-cancel', { device: 'j' })
     expect(await ended).toMatchObject({ device: 'j' })
   })
@@ -251,10 +185,10 @@ describe('qmp / commands / exports', () => {
     await run('block-export-add', { type: 'nbd', id: 'e1', 'node-name': 'a' })
     await run('nbd-server-add', { device: 'a', name: 'second' })
     await run('block-export-del', { id: 'e1' })
-    expect(calls).toEqual(['BLOCK_EXPORT_DELETED {"id":"e1"}'])
+    expect(rig.calls).toEqual(['BLOCK_EXPORT_DELETED {"id":"e1"}'])
     expect(await refused('block-export-del', { id: 'e1' })).toBe("Export 'e1' is not found")
     await run('nbd-server-stop')
-    expect(calls).toEqual([
+    expect(rig.calls).toEqual([
       'BLOCK_EXPORT_DELETED {"id":"e1"}',
       'BLOCK_EXPORT_DELETED {"id":"second"}',
     ])
@@ -267,7 +201,7 @@ describe('qmp / commands / replication', () => {
     await run('xen-set-replication', { enable: true, primary: false })
     await run('xen-colo-do-checkpoint')
     await run('xen-set-replication', { enable: false, primary: true, failover: true })
-    expect(calls).toEqual(['start secondary', 'checkpoint', 'stop true'])
+    expect(rig.calls).toEqual(['start secondary', 'checkpoint', 'stop true'])
   })
 
   test('failover belongs to stopping', async () => {
@@ -278,7 +212,7 @@ describe('qmp / commands / replication', () => {
 
   test('the status never fails', async () => {
     expect(await run('query-xen-replication-status')).toEqual({ error: false })
-    broken = new BlockError('EIO', 'I/O error occurred')
+    rig.broken = new BlockError('EIO', 'I/O error occurred')
     expect(await run('query-xen-replication-status')).toEqual({
       desc: 'I/O error occurred',
       error: true,
@@ -355,7 +289,7 @@ describe('qmp / commands / jobs, objects, state', () => {
 
   test('stop and cont are told once', async () => {
     for (const name of ['stop', 'stop', 'cont', 'cont']) await run(name)
-    expect(calls).toEqual(['STOP {}', 'RESUME {}'])
+    expect(rig.calls).toEqual(['STOP {}', 'RESUME {}'])
     expect(await run('query-status')).toEqual({
       running: true,
       singlestep: false,
@@ -373,36 +307,6 @@ describe('qmp / commands / jobs, objects, state', () => {
   test('every command has a schema for objects and a name of its own', async () => {
     const names = await run('query-commands')
     expect(Array.isArray(names) && names.every((entry) => isObject(entry))).toBe(true)
-    expect(Object.keys(commands).length).toBeGreaterThan(40)
-  })
-})
-
-describe('qmp / commands / typed', () => {
-  const type = (line: string) => run('human-monitor-command', { 'command-line': line })
-
-  test('nodes are added and deleted by typed commands, and refusals are text', async () => {
-    const add = 'drive_add -n buddy driver=raw,file.driver=null-co,file.size=65536,node-name=hh'
-    expect(await type(add)).toBe('')
-    expect(graph.find('hh')?.length()).toBe(65536)
-    expect(await type(add)).toBe("Duplicate nodes with node-name='hh'\r\n")
-    expect(await type('drive_add -n buddy driver=null-co')).toBe(
-      "'node-name' needs to be specified\r\n",
-    )
-    expect(await type('drive_del hh')).toBe('')
-    expect(await type('drive_del hh')).toBe("Device 'hh' not found\r\n")
-    expect(await type('nosuchcmd')).toBe("unknown command: 'nosuchcmd'\r\n")
-    expect(await type('info block-jobs')).toBe('No active jobs\r\n')
-  })
-
-  test('a node that is in use stays', async () => {
-    await run('blockdev-add', memory('a'))
-    await run('blockdev-add', { driver: 'raw', 'node-name': 'b', file: 'a' })
-    expect(await type('drive_del a')).toBe('Block device a is in use\r\n')
-  })
-
-  test('the old spelling of an NBD server is understood', async () => {
-    const file = 'file.driver=nbd,file.host=127.0.0.1,file.port=1,file.export=x'
-    const line = `drive_add -n buddy driver=replication,mode=primary,${file},node-name=r`
-    expect(await type(line)).toMatch(/Unknown driver|Failed to connect to '127.0.0.1:1'/)
+    expect(Object.keys(rig.commands).length).toBeGreaterThan(40)
   })
 })
