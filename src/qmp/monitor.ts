@@ -7,7 +7,7 @@
  */
 import { assert } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
-import { bitmapCommands, bitmapCommands, bitmapDeeds } from './commands/bitmaps.ts'
+import { bitmapCommands, bitmapDeeds } from './commands/bitmaps.ts'
 import { humanCommands } from './commands/human.ts'
 import { jobCommands } from './commands/jobs.ts'
 import { nbdCommands } from './commands/nbd.ts'
@@ -40,7 +40,6 @@ export function allCommands(services: MonitorServices): CommandTable {
       ...snapshotDeeds(graph),
       ...backupDeeds(services),
     }),
-    bitmapCommands(graph),
     nbdCommands(graph, exports),
     replicationCommands(replication),
     objectCommands(objects),

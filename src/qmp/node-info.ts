@@ -39,21 +39,7 @@ export async function nodeInfo(node: BlockNode, flat: boolean): Promise<JsonObje
     file: filename,
     ...(backing === undefined ? {} : { backing_file: nodeFilename(backing) }),
     ...(bitmaps.length === 0 ? {} : { 'dirty-bitmaps': bitmaps }),
-    ...bitmapInfo(node),
   }
-}
-
-function bitmapInfo(node: BlockNode): JsonObject {
-  const bitmaps = node.bitmaps.list().map((bitmap) => ({
-    name: bitmap.name,
-    recording: bitmap.enabled,
-    persistent: bitmap.persistent,
-    busy: bitmap.busy,
-    granularity: bitmap.granularity,
-    count: bitmap.bits.count * bitmap.granularity,
-    ...(bitmap.inconsistent ? { inconsistent: true } : {}),
-  }))
-  return bitmaps.length === 0 ? {} : { 'dirty-bitmaps': bitmaps }
 }
 
 /** The dirty bitmaps of a node, newest first. */

@@ -14,9 +14,10 @@ import { VirtualClock } from '../../src/util/clock.ts'
 import { Random } from '../../src/util/random.ts'
 import { PAGE } from './disk.ts'
 import { Guests, type GuestHost } from './guest.ts'
+import { useHostNet } from './host-net.ts'
 import type { Canary } from './machinery.ts'
 import { PrimaryModel, SecondaryModel } from './model.ts'
-import { SimNetwork, useNetwork } from './network.ts'
+import { SimNetwork } from './network.ts'
 import { PAGES, restOf, SimPair } from './pair.ts'
 
 /** How a history ended. */
@@ -88,14 +89,14 @@ class History {
       problems: this.#problems,
       trace: this.#trace,
       finale: this.#finale,
-      requests: this.#writers.requests + this.#guests.requests,
+      requests: (this.#writers?.requests ?? 0) + (this.#guests?.requests ?? 0),
       checkpoints: this.#checkpoints,
     }
   }
 
   /** Runs everything, moving time for as long as something waits for it. */
   async run(): Promise<void> {
-    useNetwork(this.#network)
+    useHostNet(this.#network)
     let over = false
     const story = this.#story().then(
       () => undefined,
@@ -106,7 +107,7 @@ class History {
     })
     while (!over && this.#clock.nowMs() < PATIENCE_MS) await this.#clock.advance(50)
     if (!over) this.#problem(`waits forever for: ${this.#waitingFor}`)
-    useNetwork(undefined)
+    useHostNet(undefined)
   }
 
   readonly #note = (line: string): void => {

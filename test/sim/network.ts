@@ -9,6 +9,7 @@ import { EventEmitter } from 'node:events'
 import { Socket } from 'node:net'
 import type { Clock } from '../../src/util/clock.ts'
 import type { Random } from '../../src/util/random.ts'
+import type { HostNet } from './host-net.ts'
 
 /** What a network does to its connections. */
 export interface NetworkOptions {
@@ -129,7 +130,7 @@ class SimServer extends EventEmitter {
 }
 
 /** The network of one history. */
-export class SimNetwork {
+export class SimNetwork implements HostNet {
   readonly servers: Map<string, SimServer> = new Map()
   readonly #options: NetworkOptions
   readonly #links = new Set<{ client: SimSocket; server: SimSocket }>()
@@ -184,6 +185,10 @@ export class SimNetwork {
     }
   }
 
+  createServer(_options: object, accept: (socket: Socket) => void): SimServer {
+    return new SimServer(this, accept)
+  }
+
   connect(where: Where): Socket {
     const path = where.path ?? `:${where.port}`
     this.#count += 1
@@ -206,26 +211,4 @@ export class SimNetwork {
     })
     return client
   }
-}
-
-let current: SimNetwork | undefined
-
-/** The network that `connect` and `createServer` use from now on. */
-export function useNetwork(network: SimNetwork | undefined): void {
-  current = network
-}
-
-function network(): SimNetwork {
-  if (current === undefined) throw new Error('no simulated network')
-  return current
-}
-
-/** Stands in for the host's `connect`. */
-export function connect(where: Where): Socket {
-  return network().connect(where)
-}
-
-/** Stands in for the host's `createServer`. */
-export function createServer(_options: unknown, accept: (socket: Socket) => void): SimServer {
-  return new SimServer(network(), accept)
 }

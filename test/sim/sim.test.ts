@@ -5,7 +5,7 @@ import { runHistory, type Verdict } from './history.ts'
 import type { Canary } from './machinery.ts'
 
 vi.mock('node:net', async (original) => {
-  const { connect, createServer } = await import('./network.ts')
+  const { connect, createServer } = await import('./host-net.ts')
   return { ...(await original<typeof import('node:net')>()), connect, createServer }
 })
 

@@ -3,7 +3,7 @@ import { appendFileSync } from 'node:fs'
 const writeSync = (_: number, s: string): void => appendFileSync('/tmp/sim.log', s)
 import { runHistory } from './history.ts'
 vi.mock('node:net', async (original) => {
-  const { connect, createServer } = await import('./network.ts')
+  const { connect, createServer } = await import('./host-net.ts')
   return { ...(await original<typeof import('node:net')>()), connect, createServer }
 })
 it('debug', async () => {

@@ -19,11 +19,12 @@ import {
   textOf,
 } from '../command.ts'
 import { isObject, type JsonObject } from '../json.ts'
-import { alternate, bool, list, type Members, str, struct, uint32 } from '../schema.ts'
+import { alternate, bool, list, type Members, type Schema, str, struct, uint32 } from '../schema.ts'
 import { commandOf, type DeedTable, deed, type Step } from './deed.ts'
 
 const which: Members = { node: str, name: str }
-const source = alternate('BlockDirtyBitmapOrStr', struct(which), str)
+/** A bitmap of the node at hand by name, or of any node. */
+export const bitmapRef: Schema = alternate('BlockDirtyBitmapOrStr', struct(which), str)
 
 /** What can be done about bitmaps in a transaction. */
 export function bitmapDeeds(graph: BlockGraph): DeedTable {
@@ -37,7 +38,7 @@ export function bitmapDeeds(graph: BlockGraph): DeedTable {
     'block-dirty-bitmap-clear': deed(which, (args) => ({ undo: find(args).clear() })),
     'block-dirty-bitmap-enable': deed(which, (args) => record(find(args), true)),
     'block-dirty-bitmap-disable': deed(which, (args) => record(find(args), false)),
-    'block-dirty-bitmap-merge': deed({ node: str, target: str, bitmaps: list(source) }, (args) =>
+    'block-dirty-bitmap-merge': deed({ node: str, target: str, bitmaps: list(bitmapRef) }, (args) =>
       merge(graph, args),
     ),
   }

@@ -28,7 +28,10 @@ export async function resizeNode(graph: BlockGraph, node: BlockNode, size: numbe
     description: 'a resize',
   })
   try {
-    await graph.withDrained(node, () => driver.truncate?.(size))
+    await graph.withDrained(node, async () => {
+      await driver.truncate?.(size)
+      for (const any of graph.nodes()) any.bitmaps.fitLength()
+    })
   } finally {
     await backend.close()
   }
