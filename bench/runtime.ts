@@ -18,8 +18,6 @@ export let counter = 0
 async function plainAsync(): Promise<void> {
   counter++
 }
-
-// biome-ignore lint/correctness/useYield: a coroutine that never waits is what is measured
 async function* oneStep(): Coroutine<void> {
   counter++
 }
@@ -78,7 +76,6 @@ async function coroutineRows(): Promise<BenchRow[]> {
           .join(),
       waiting: (n) =>
         ctx
-          // biome-ignore lint/correctness/useYield: it waits at the leaf, as the library does
           .spawn(async function* (): Coroutine<void> {
             for (let i = 0; i < n; i++) {
               const op = waitingLeaf()

@@ -6,8 +6,11 @@
  */
 import type { DriverDefinition } from './block/driver.ts'
 import { blkdebugDriver } from './drivers/blkdebug.ts'
+import { blkverifyDriver } from './drivers/blkverify.ts'
 import { commitFilterDriver } from './drivers/commit-filter.ts'
+import { compressDriver } from './drivers/compress.ts'
 import { copyBeforeWriteDriver } from './drivers/copy-before-write.ts'
+import { copyOnReadDriver } from './drivers/copy-on-read.ts'
 import { fileDriver } from './drivers/file.ts'
 import { memoryDriver } from './drivers/memory.ts'
 import { nbdDriver } from './drivers/nbd.ts'
@@ -15,6 +18,7 @@ import { nullAioDriver, nullCoDriver } from './drivers/null.ts'
 import { qcow2Driver } from './drivers/qcow2/driver.ts'
 import { quorumDriver } from './drivers/quorum.ts'
 import { rawDriver } from './drivers/raw.ts'
+import { snapshotAccessDriver } from './drivers/snapshot-access.ts'
 
 /** All of them. */
 export function builtinDrivers(): DriverDefinition[] {
@@ -30,5 +34,9 @@ export function builtinDrivers(): DriverDefinition[] {
     commitFilterDriver,
     nullCoDriver,
     nullAioDriver,
+    snapshotAccessDriver,
+    copyOnReadDriver,
+    compressDriver,
+    blkverifyDriver,
   ]
 }

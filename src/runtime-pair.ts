@@ -8,10 +8,10 @@
  */
 import type { BlockBackend } from './block/backend.ts'
 import type { BlockdevOptions } from './block/driver.ts'
-import { diskOptions, type DiskSource } from './runtime-disk.ts'
-import { Runtime, type RuntimeOptions } from './runtime.ts'
 import type { ServerAddress } from './qmp/services.ts'
 import type { ReplicationStatus } from './replication/registry.ts'
+import { Runtime, type RuntimeOptions } from './runtime.ts'
+import { type DiskSource, diskOptions } from './runtime-disk.ts'
 import { assert, BlockError } from './util/errors.ts'
 
 /** Name that the export has when none is given. */
@@ -156,7 +156,8 @@ export class Primary extends Side {
     const quorum = this.backend.node
     await replication.stopAll(false)
     const edge = [...quorum.children.values()].find((each) => each.node.name === 'replica')
-    if (edge !== undefined) await graph.withDrained(quorum, () => quorum.driver?.removeChild?.(edge))
+    if (edge !== undefined)
+      await graph.withDrained(quorum, () => quorum.driver?.removeChild?.(edge))
   }
 
   /** Hears events until the answer is called. */
@@ -242,7 +243,10 @@ export class Secondary extends Side {
   ): () => void {
     assert(name === 'failover-end', 'a secondary has one kind of event')
     return this.runtime.events.on('REPLICATION_FAILOVER_DONE', ({ success, error }) =>
-      heard({ success: success === true, ...(error === undefined ? {} : { error: String(error) }) }),
+      heard({
+        success: success === true,
+        ...(error === undefined ? {} : { error: String(error) }),
+      }),
     )
   }
 

@@ -29,6 +29,8 @@ export class Sleep implements WakeableSleep {
       this.#resolve = resolve
       this.#reject = reject
     })
+    // Whoever waits still sees it fail; a sleep that nobody waits for any more is no failure.
+    this.done.catch(() => undefined)
     all.add(this)
     this.#timer = clock.setTimer(ms, () => this.wake())
   }

@@ -58,6 +58,7 @@ export class CopyBeforeWrite implements BlockDriver {
   readonly #options: CbwOptions
   readonly #map: CopyMap
   readonly #edges: ClusterCopier
+  readonly #target: BlockChild
   readonly #copies = new Set<Promise<void>>()
   #copier: ClusterCopier | undefined
   #lost: BlockError | undefined
@@ -72,6 +73,7 @@ export class CopyBeforeWrite implements BlockDriver {
     this.#options = options
     this.clusterSize = Math.max(CLUSTER_MIN, target.node.driver?.limits.clusterSize ?? 0)
     this.#map = CopyMap.create(Math.ceil(file.length() / this.clusterSize))
+    this.#target = target
     this.#edges = new EdgeCopier(file, target)
   }
 
@@ -129,6 +131,45 @@ export class CopyBeforeWrite implements BlockDriver {
     const last = Math.floor((end - 1) / this.clusterSize)
     await this.#copyRange(Math.floor(offset / this.clusterSize), last)
     if (this.#lost !== undefined) throw this.#lost
+  }
+
+  /**
+   * Fills `buf` with what the disk held when the epoch began. Writes to clusters that were not
+   * copied yet wait while these are read. Errors: those of the disks, and why the snapshot is lost.
+   */
+  async readSnapshot(offset: number, buf: Uint8Array): Promise<void> {
+    for (let at = offset; at < offset + buf.length; ) {
+      const cause = this.#lost ?? this.#snapshotError
+      if (cause !== undefined) throw cause
+      const cluster = Math.floor(at / this.clusterSize)
+      const end = Math.min((cluster + 1) * this.clusterSize, offset + buf.length)
+      const piece = buf.subarray(at - offset, end - offset)
+      const state = this.#map.claim(cluster)
+      if (state === 'claimed') {
+        await this.#map.whenSettled(cluster)
+        continue
+      }
+      if (state === 'copied') await this.#target.pread(at, piece)
+      else await this.#readClaimed(cluster, at, piece)
+      at = end
+    }
+  }
+
+  async #readClaimed(cluster: number, offset: number, into: Uint8Array): Promise<void> {
+    const read = async (): Promise<void> => {
+      try {
+        await this.#file.pread(offset, into)
+      } finally {
+        this.#map.abandon(cluster)
+      }
+    }
+    const reading = read()
+    this.#copies.add(reading)
+    try {
+      await reading
+    } finally {
+      this.#copies.delete(reading)
+    }
   }
 
   /** Waits until nothing is being copied. Inside a drained section nothing begins meanwhile. */

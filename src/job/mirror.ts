@@ -246,7 +246,9 @@ export class MirrorDriver implements JobDriver {
   #progress(job: Job): void {
     const done = this.#body?.done ?? 0
     job.current = done
-    job.total = done + Math.min(this.#plan.dirty.dirtyBytes, this.#plan.top.length())
+    // The source may be closed by the time somebody asks for the last time.
+    const length = this.#plan.top.driver?.length() ?? 0
+    job.total = done + Math.min(this.#plan.dirty.dirtyBytes, length)
   }
 }
 

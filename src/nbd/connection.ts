@@ -102,9 +102,7 @@ export class NbdConnection {
     this.#deadline.cancel()
     this.#export = session.export
     const { pool, ctx } = this.#host
-    this.#transmission = new Transmission(session, this.#socket, pool, ctx, () =>
-      this.#maybeGone(),
-    )
+    this.#transmission = new Transmission(session, this.#socket, pool, ctx, () => this.#maybeGone())
     this.#host.entered(this)
     this.#transmission.feed(rest)
   }

@@ -5,6 +5,7 @@
  * - Each connection has a negotiation of its own; events reach every negotiated one.
  * - A command is known by one name in one table; two families never share a name.
  */
+import type { AioContext } from '../aio/aio-context.ts'
 import { assert } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
 import { bitmapCommands, bitmapDeeds } from './commands/bitmaps.ts'
@@ -42,7 +43,7 @@ export function allCommands(services: MonitorServices): CommandTable {
     }),
     nbdCommands(graph, exports),
     replicationCommands(replication),
-    objectCommands(objects),
+    objectCommands(objects, graph),
     yankCommands(graph),
     humanCommands(graph, jobs),
   ]
@@ -59,17 +60,19 @@ export function allCommands(services: MonitorServices): CommandTable {
 /** All monitor sockets of a program. */
 export class Monitor {
   readonly #commands: CommandTable
+  readonly #ctx: AioContext
   readonly #events: EventHub
   readonly #servers: MonitorServer[] = []
 
   constructor(services: MonitorServices, events: EventHub) {
     this.#commands = allCommands(services)
+    this.#ctx = services.graph.ctx
     this.#events = events
   }
 
   /** Opens one more socket. Errors: EBUSY, EEXIST, EINVAL, EACCES. */
   async listen(address: MonitorAddress): Promise<MonitorServer> {
-    const server = new MonitorServer(this.#commands, this.#events)
+    const server = new MonitorServer(this.#commands, this.#events, this.#ctx)
     await server.listen(address)
     this.#servers.push(server)
     return server

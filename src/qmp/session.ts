@@ -4,8 +4,11 @@
  * Invariants:
  * - In-band commands run one at a time; replies leave in the order of the requests.
  * - Out-of-band commands, once negotiated, run at once and answer when they are done.
+ * - A command that waits is a coroutine of the context, which can tell what it is.
  * - A request answers exactly once, unless the connection ended first.
  */
+import type { AioContext } from '../aio/aio-context.ts'
+import type { Coroutine } from '../coroutine/coroutine.ts'
 import { asBlockError, type BlockError } from '../util/errors.ts'
 import { type CommandSession, type CommandTable, errorClass } from './command.ts'
 import {
@@ -49,6 +52,7 @@ type Request =
 export class MonitorSession implements CommandSession {
   readonly #commands: CommandTable
   readonly #wire: SessionWire
+  readonly #ctx: AioContext
   readonly #parser: JsonStreamParser
   #queue: Request[] = []
   #busy = false
@@ -59,8 +63,9 @@ export class MonitorSession implements CommandSession {
   #ended = false
   #finished = false
 
-  constructor(commands: CommandTable, wire: SessionWire) {
+  constructor(commands: CommandTable, wire: SessionWire, ctx: AioContext) {
     this.#commands = commands
+    this.#ctx = ctx
     this.#wire = wire
     this.#parser = new JsonStreamParser({
       value: (value) => this.#accept(this.#envelope(value)),
@@ -167,15 +172,25 @@ export class MonitorSession implements CommandSession {
       const result = this.#call(request)
       if (!(result instanceof Promise)) this.#succeed(result, id)
       else {
-        return result.then(
-          (value) => this.#succeed(value, id),
-          (error: unknown) => this.#failWith(error, id),
-        )
+        const name = `qmp ${request.name}`
+        return this.#ctx.spawn(() => this.#coAnswer(result, id), { name }).join()
       }
     } catch (error) {
       this.#failWith(error, id)
     }
     return undefined
+  }
+
+  /** Answers when the command is done. */
+  async *#coAnswer(
+    result: Promise<JsonValue | undefined>,
+    id: JsonValue | undefined,
+  ): Coroutine<void> {
+    try {
+      this.#succeed(await result, id)
+    } catch (error) {
+      this.#failWith(error, id)
+    }
   }
 
   #call(

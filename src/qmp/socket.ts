@@ -9,6 +9,7 @@
 import { existsSync, lstatSync, unlinkSync } from 'node:fs'
 import net from 'node:net'
 import { dirname } from 'node:path'
+import type { AioContext } from '../aio/aio-context.ts'
 import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
 import type { EventHub } from './events.ts'
@@ -47,6 +48,7 @@ export function parseMonitorAddress(text: string): MonitorAddress {
 /** A listening monitor. */
 export class MonitorServer {
   readonly #commands: CommandTable
+  readonly #ctx: AioContext
   readonly #events: EventHub
   readonly #server: net.Server
   readonly #waiting: net.Socket[] = []
@@ -54,8 +56,9 @@ export class MonitorServer {
   #closing = false
 
   /** Use `listen`. */
-  constructor(commands: CommandTable, events: EventHub) {
+  constructor(commands: CommandTable, events: EventHub, ctx: AioContext) {
     this.#commands = commands
+    this.#ctx = ctx
     this.#events = events
     this.#server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>
       this.#connected(socket),
@@ -112,17 +115,18 @@ export class MonitorServer {
 
   #serve(socket: net.Socket): void {
     this.#current = socket
-    const session = new MonitorSession(this.#commands, {
-      send: (line) => {
+    const wire = {
+      send: (line: string) => {
         if (socket.destroyed || socket.writableEnded) return
         socket.write(line, 'latin1')
         if (socket.writableLength > MAX_UNREAD) socket.destroy()
       },
-      pauseInput: (paused) => {
+      pauseInput: (paused: boolean) => {
         if (paused) socket.pause()
         else socket.resume()
       },
-    })
+    }
+    const session = new MonitorSession(this.#commands, wire, this.#ctx)
     const unsubscribe = this.#events.subscribe((message) => session.sendEvent(message))
     socket.on('data', (chunk) => {
       if (typeof chunk !== 'string') session.push(chunk)

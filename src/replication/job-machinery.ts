@@ -58,11 +58,14 @@ async function protect(
     get copyFailures(): number {
       return filter.counters.failures
     },
-    async checkpoint(): Promise<void> {
+    async arm(): Promise<void> {
       await filter.whenIdle()
-      if (filter.lost !== undefined) backup = await start()
-      filter.resetAll()
+      if (filter.lost === undefined) return
+      // The dead job may still be on its way out of the graph.
+      await backup.job.cancelSync(true)
+      backup = await start()
     },
+    reset: () => filter.resetAll(),
     async remove(): Promise<void> {
       await backup.job.cancelSync(true)
       await graph.removeFilter(filterNode)

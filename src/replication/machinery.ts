@@ -19,8 +19,13 @@ export interface Protection {
   readonly copiedBytes: number
   /** Copies that failed, each with the write that needed it. */
   readonly copyFailures: number
-  /** Every cluster counts as not saved again; nothing may be in flight. Re-arms a lost protection. */
-  checkpoint(): Promise<void>
+  /**
+   * Waits until nothing is being saved, and re-arms a lost protection for the epoch that still runs.
+   * Inside a drained section only. Errors: those of starting the job again; nothing changed then.
+   */
+  arm(): Promise<void>
+  /** Every cluster counts as not saved again: the new epoch. Right after `arm`; cannot fail. */
+  reset(): void
   /** Takes the filter away. */
   remove(): Promise<void>
 }

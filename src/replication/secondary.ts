@@ -163,8 +163,9 @@ export class SecondaryReplication {
       this.#running = undefined
       this.stage = 'none'
     })
+    await protection.arm()
     await this.#empty(this.#running)
-    await protection.checkpoint()
+    protection.reset()
     this.stage = 'running'
     this.error = undefined
     this.epoch = 0
@@ -229,13 +230,19 @@ export class SecondaryReplication {
         node: disk.name,
       })
     }
+    try {
+      await running.protection?.arm()
+    } catch (error) {
+      release()
+      throw error
+    }
     return { commit: () => this.#checkpoint(running), release }
   }
 
   async #checkpoint(running: Running): Promise<void> {
     try {
       await this.#empty(running)
-      await running.protection?.checkpoint()
+      running.protection?.reset()
       this.epoch++
     } catch (error) {
       this.error = asBlockError(error)

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest'
+import { AioContext } from '../../src/aio/aio-context.ts'
 import { command } from '../../src/qmp/command.ts'
 import { sessionCommands } from '../../src/qmp/commands/session.ts'
 import { JsonStreamParser, type JsonValue, stringifyJson } from '../../src/qmp/json.ts'
@@ -73,6 +74,7 @@ describe(`qmp / fuzz (SEED=${seed})`, () => {
           echo: command({ v: any }, (args) => args.v, true),
         },
         { send: (line) => lines.push(line), pauseInput: () => undefined },
+        new AioContext(),
       )
       session.push(Buffer.from("{'execute':'qmp_capabilities','arguments':{'enable':['oob']}}"))
       session.push(garbage(random))

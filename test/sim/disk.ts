@@ -20,10 +20,15 @@ export interface Faults {
   readonly write: number
   /** The disk is full: every write fails. */
   readonly full: boolean
+  /** Share of requests that hang for up to seconds. */
+  readonly stall: number
 }
 
 /** No faults at all. */
-export const SOUND: Faults = { read: 0, write: 0, full: false }
+export const SOUND: Faults = { read: 0, write: 0, full: false, stall: 0 }
+
+/** Longest stall in milliseconds. */
+const STALL_MS = 4000
 
 /** What the disks of one history share. */
 export interface DiskWorld {
@@ -120,24 +125,26 @@ export class SimDisk {
   ): Promise<void> | undefined {
     const { random, inline } = this.#world
     const failure = this.#failure(op, offset, bytes)
-    if (failure === undefined && random.chance(inline)) {
+    const stalls = random.chance(this.faults.stall)
+    if (failure === undefined && !stalls && random.chance(inline)) {
       const pending = act()
       if (pending !== undefined) return pending.then(() => this.#done(op, offset, bytes))
       this.#done(op, offset, bytes)
       return undefined
     }
-    return this.#later(op, offset, bytes, failure === undefined ? act : torn, failure)
+    const ms = stalls ? random.next() * STALL_MS : random.next() ** 4 * this.#world.delayMs
+    return this.#later(ms, op, offset, bytes, failure === undefined ? act : torn, failure)
   }
 
   async #later(
+    ms: number,
     op: string,
     offset: number,
     bytes: number,
     act: (() => Promise<void> | undefined) | undefined,
     failure: BlockError | undefined,
   ): Promise<void> {
-    const { clock, random, delayMs, trace } = this.#world
-    const ms = random.next() ** 4 * delayMs
+    const { clock, trace } = this.#world
     await new Promise<void>((resolve) => void clock.setTimer(ms, resolve))
     const pending = act?.()
     if (pending !== undefined) await pending

@@ -9,8 +9,8 @@ import type { BlockBackend } from '../../src/block/backend.ts'
 import type { Clock } from '../../src/util/clock.ts'
 import { asBlockError } from '../../src/util/errors.ts'
 import type { Random } from '../../src/util/random.ts'
-import { INITIAL } from './model.ts'
 import { PAGE, pagesOf, tagIn } from './disk.ts'
+import { INITIAL } from './model.ts'
 
 /** What a guest tells the model. */
 export interface GuestModel {
@@ -37,6 +37,20 @@ export interface GuestHost {
 
 /** Longest run of pages in one request: over two clusters of a protection. */
 const LONGEST_RUN = 20
+
+const KINDS = [
+  'write',
+  'write',
+  'write',
+  'write',
+  'zeroes',
+  'zeroes',
+  'read',
+  'read',
+  'read',
+  'flush',
+  'discard',
+] as const
 
 /** The guests of one side. */
 export class Guests {
@@ -115,10 +129,11 @@ export class Guests {
     const [first, count] = run
     for (let page = first; page < first + count; page++) this.#busy.add(page)
     this.#running += 1
-    const kind = random.pick(['write', 'write', 'write', 'zeroes', 'read', 'read', 'flush'] as const)
+    const kind = random.pick(KINDS)
     try {
       if (kind === 'read') await this.#read(first, count)
       else if (kind === 'flush') await this.backend.flush()
+      else if (kind === 'discard') await this.#discard(first, count)
       else await this.#write(first, count, kind === 'zeroes' ? INITIAL : this.#host.newTag())
       trace(`${this.name} ${kind} ${first}+${count}`)
     } catch (thrown) {
@@ -158,6 +173,16 @@ export class Guests {
       throw thrown
     }
     for (const page of pages) this.#model.acknowledged(page, tag)
+  }
+
+  /** What was given up may be as it was, or zero. */
+  async #discard(first: number, count: number): Promise<void> {
+    for (let page = first; page < first + count; page++) this.#model.begin(page, INITIAL)
+    try {
+      await this.backend.pdiscard(first * PAGE, count * PAGE)
+    } finally {
+      for (let page = first; page < first + count; page++) this.#model.failed?.(page)
+    }
   }
 
   async #read(first: number, count: number): Promise<void> {

@@ -8,12 +8,12 @@
  *   disk and at random moments; every read; what the secondary holds after failover and stop;
  *   errors without a cause; counters at the end.
  */
-import { asBlockError, type BlockError } from '../../src/util/errors.ts'
-import { copyBeforeWriteOf } from '../../src/job/cbw.ts'
+
 import { VirtualClock } from '../../src/util/clock.ts'
+import { asBlockError, type BlockError } from '../../src/util/errors.ts'
 import { Random } from '../../src/util/random.ts'
 import { PAGE } from './disk.ts'
-import { Guests, type GuestHost } from './guest.ts'
+import { type GuestHost, Guests } from './guest.ts'
 import { useHostNet } from './host-net.ts'
 import type { Canary } from './machinery.ts'
 import { PrimaryModel, SecondaryModel } from './model.ts'
@@ -154,12 +154,26 @@ class History {
     const top = await secondary.openBackend('top')
     this.#writers = new Guests('primary', colo, this.#primaryModel, host)
     this.#guests = new Guests('secondary', top, this.#model, { ...host, random: random.fork() })
-    this.#pair.disk('local').applied = (offset, bytes) => this.#judgeFrozen('a write', offset, bytes)
-    await secondary.replication.startAll('secondary')
+    this.#pair.disk('local').applied = (offset, bytes) =>
+      this.#judgeFrozen('a write', offset, bytes)
+    await this.#startSecondary()
     await primary.replication.startAll('primary')
     this.#watching = true
     this.#writers.start(1 + random.int(3), 5 + random.int(60))
     this.#guests.start(1 + random.int(2), 5 + random.int(60))
+  }
+
+  /** With disks that fail now and then; a start that failed has to work once they do not. */
+  async #startSecondary(): Promise<void> {
+    const { replication } = this.#pair.secondary
+    const sick = !this.#calm && this.#random.chance(0.3)
+    if (sick) this.#pair.setFaults({ read: 0.2, write: 0.2, full: false, stall: 0 })
+    const failed = await failureOf(replication.startAll('secondary'))
+    this.#pair.heal()
+    if (failed === undefined) return
+    if (!sick || this.#pair.stage !== 'none')
+      this.#problem(`a start failed and left ${this.#pair.stage}: ${failed.message}`)
+    await replication.startAll('secondary')
   }
 
   async #step(): Promise<void> {
@@ -169,8 +183,9 @@ class History {
     else if (roll < 0.75) await this.#order('drain', () => this.#drain())
     else if (this.#calm) return
     else if (roll < 0.88) this.#breakDisks()
-    else if (roll < 0.92) this.#pair.heal()
-    else if (roll < 0.96) this.#disturb('cut', () => this.#network.cut())
+    else if (roll < 0.9) this.#pair.heal()
+    else if (roll < 0.94) await this.#order('resync', () => this.#resync())
+    else if (roll < 0.97) this.#disturb('cut', () => this.#network.cut())
     else this.#disturb('lose protection', () => this.#loseProtection())
   }
 
@@ -178,7 +193,8 @@ class History {
     const random = this.#random
     const names = [...this.#pair.disks.keys()].filter(() => random.chance(0.5))
     const full = random.chance(0.2)
-    const faults = { read: random.next() * 0.1, write: random.next() * 0.1, full }
+    const rare = (): number => (random.chance(0.5) ? random.next() * 0.1 : 0)
+    const faults = { read: rare(), write: rare(), full, stall: rare() / 3 }
     this.#disturb(`faults ${names.join(' ')}`, () => this.#pair.setFaults(faults, names))
   }
 
@@ -188,18 +204,26 @@ class History {
     act()
   }
 
+  /** The job that saves old data is cancelled, as at the death of its thread. */
   #loseProtection(): void {
-    const filter = this.#pair.secondary.graph
-      .nodes()
-      .find((node) => node.definition.name === 'copy-before-write')
-    const cause = asBlockError(new Error('simulated death'))
-    if (filter !== undefined) copyBeforeWriteOf(filter).loseProtection(cause)
+    for (const job of this.#pair.secondary.jobs.all()) void job.cancelSync(true)
+  }
+
+  /** What did not arrive is sent again while the guests go on. */
+  async #resync(): Promise<void> {
+    const { graph, replication } = this.#pair.primary
+    if (replication.list()[0]?.error === undefined) return
+    const own = graph.find('own')
+    if (own === undefined) return
+    const failed = await failureOf(replication.resync('replica', own))
+    this.#note(`resync ${failed?.code ?? 'done'}`)
   }
 
   /** As a manager does it: the primary's guests rest, it says that all arrived, then we move. */
   async #checkpoint(): Promise<void> {
     const { primary, secondary } = this.#pair
     const still = this.#random.chance(0.5)
+    if (this.#random.chance(0.6)) await this.#resync()
     await this.#writers.hold()
     if (still) await this.#guests.hold()
     try {

@@ -72,8 +72,9 @@ function neverReset(protection: Protection): Protection {
       return protection.copyFailures
     },
     remove: () => protection.remove(),
-    async checkpoint() {
-      if (first) await protection.checkpoint()
+    arm: () => protection.arm(),
+    reset() {
+      if (first) protection.reset()
       first = false
     },
   }

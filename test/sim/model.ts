@@ -62,7 +62,8 @@ export class SecondaryModel {
   acknowledged(page: number, tag: number): void {
     this.#running.delete(page)
     // A write that overlapped a checkpoint may have been before it, and gone with it.
-    this.#own[page] = this.#during?.has(page) || this.#torn.has(page) ? both(this.#of(page), tag) : new Set([tag])
+    this.#own[page] =
+      this.#during?.has(page) || this.#torn.has(page) ? both(this.#of(page), tag) : new Set([tag])
     this.#torn.delete(page)
   }
 

@@ -5,13 +5,13 @@
  * - Runtime, graph, NBD client and server, replication and its protection are the real ones.
  * - Both share one clock, and all chance comes from one seed.
  */
-import { AioContext } from '../../src/aio/aio-context.ts'
+import type { AioContext } from '../../src/aio/aio-context.ts'
 import type { BlockdevOptions } from '../../src/block/driver.ts'
 import { makeReplicationDriver } from '../../src/replication/driver.ts'
 import { Runtime } from '../../src/runtime.ts'
 import type { VirtualClock } from '../../src/util/clock.ts'
 import type { Random } from '../../src/util/random.ts'
-import { PAGE, SimDisk, simDriver, SOUND, type Faults } from './disk.ts'
+import { type Faults, PAGE, SimDisk, SOUND, simDriver } from './disk.ts'
 import { type Canary, simMachinery } from './machinery.ts'
 
 /** Size of the disks: eight clusters of the protection. */
@@ -62,7 +62,10 @@ export class SimPair {
       makeReplicationDriver(secondary.replication, machinery),
     )
     const pair = new SimPair(primary, secondary, disks)
-    for (const [side, runtime] of [['primary', primary], ['secondary', secondary]] as const)
+    for (const [side, runtime] of [
+      ['primary', primary],
+      ['secondary', secondary],
+    ] as const)
       runtime.events.onAny((name) => trace(`event ${side} ${name}`))
     if (canary === 'lying-disk') pair.disk('local').lieAt = 5
     await pair.#buildSecondary(random)
@@ -116,8 +119,13 @@ export class SimPair {
     const unit = (): number => random.pick([PAGE, PAGE, 4 * PAGE, 16 * PAGE])
     await secondary.addNode(memory('local'))
     const hidden = { ...memory('hidden', unit()), backing: 'local' }
-    const active = { ...memory('active', unit()), backing: hidden }
-    const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top', file: active }
+    const role: BlockdevOptions = {
+      driver: 'replication',
+      mode: 'secondary',
+      'top-id': 'top',
+      file: { ...memory('active', unit()), backing: hidden },
+      discard: 'unmap',
+    }
     await secondary.addNode({ ...role, 'node-name': 'top' })
     await secondary.startNbdServer(SERVER)
     await secondary.addExport({ id: 'replica', nodeName: 'local', name: 'disk', writable: true })
@@ -140,13 +148,20 @@ export class SimPair {
       'node-name': 'colo',
       'vote-threshold': 1,
       'read-pattern': 'fifo',
+      discard: 'unmap',
       children: ['own', replica],
     })
   }
 }
 
 function memory(name: string, unit: number = PAGE): BlockdevOptions {
-  return { driver: 'sim-memory', 'node-name': name, size: PAGES * PAGE, 'cluster-size': unit }
+  return {
+    driver: 'sim-memory',
+    'node-name': name,
+    size: PAGES * PAGE,
+    'cluster-size': unit,
+    discard: 'unmap',
+  }
 }
 
 /** Whether a context has anything left to do. */

@@ -19,10 +19,10 @@ import {
   textOf,
 } from '../command.ts'
 import { isObject, type JsonObject } from '../json.ts'
-import { alternate, bool, list, oneOf, type Schema, str, struct, uint32, union } from '../schema.ts'
+import { bool, list, oneOf, type Schema, str, uint32, union } from '../schema.ts'
 import type { ExportService, ServerAddress } from '../services.ts'
+import { bitmapRef } from './bitmaps.ts'
 
-const bitmapRef = alternate('BlockDirtyBitmapOrStr', struct({ node: str, name: str }), str)
 const mode: Schema = oneOf('safe', 'hard')
 
 /** Members of `block-export-add`, by type of export. */

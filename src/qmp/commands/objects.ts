@@ -1,13 +1,15 @@
 /**
- * `object-add`, `object-del`, `qom-list`, `qom-get`, `qom-set`.
+ * `object-add`, `object-del`, `qom-list`, `qom-get`, `qom-set`, `x-blockdev-set-iothread`.
  *
  * Invariants:
  * - Kinds of objects that have no meaning for disks are checked by name only and remembered.
  */
+import type { BlockGraph } from '../../block/graph.ts'
+import { BlockError } from '../../util/errors.ts'
 import { type CommandTable, command, textOf } from '../command.ts'
 import { isObject, type JsonObject } from '../json.ts'
 import type { ObjectStore } from '../objects.ts'
-import { any, bool, int, type Members, oneOf, str, struct, union } from '../schema.ts'
+import { alternate, any, bool, int, type Members, oneOf, str, struct, union } from '../schema.ts'
 
 const kinds = ['iops-total', 'iops-read', 'iops-write', 'bps-total', 'bps-read', 'bps-write']
 
@@ -63,11 +65,15 @@ const objectAdd = union(
 )
 
 /** The commands about objects. */
-export function objectCommands(objects: ObjectStore): CommandTable {
+export function objectCommands(objects: ObjectStore, graph: BlockGraph): CommandTable {
   return {
     'object-add': command(objectAdd, (args) => {
       objects.add(textOf(args, 'qom-type'), textOf(args, 'id'), ownOptions(args))
     }),
+    'x-blockdev-set-iothread': command(
+      { 'node-name': str, iothread: alternate('StrOrNull', str, { kind: 'null' }), 'force?': bool },
+      (args) => setIothread(objects, graph, args),
+    ),
     'object-del': command({ id: str }, (args) => objects.remove(textOf(args, 'id'))),
     'qom-list': command({ path: str }, (args) => objects.list(textOf(args, 'path'))),
     'qom-get': command({ path: str, property: str }, (args) =>
@@ -77,6 +83,17 @@ export function objectCommands(objects: ObjectStore): CommandTable {
       objects.set(textOf(args, 'path'), textOf(args, 'property'), args.value ?? null),
     ),
   }
+}
+
+// Which thread answers a node is not the user's to choose here, so the choice is only checked.
+function setIothread(objects: ObjectStore, graph: BlockGraph, args: JsonObject): void {
+  const name = textOf(args, 'node-name')
+  if (graph.find(name) === undefined) {
+    throw new BlockError('EINVAL', `Failed to find node with node-name='${name}'`, { node: name })
+  }
+  const { iothread } = args
+  if (typeof iothread !== 'string' || objects.has(iothread, 'iothread')) return
+  throw new BlockError('EINVAL', `Cannot find iothread ${iothread}`, { node: name })
 }
 
 function ownOptions(args: JsonObject): JsonObject {

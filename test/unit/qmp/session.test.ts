@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest'
+import { AioContext } from '../../../src/aio/aio-context.ts'
 import { command } from '../../../src/qmp/command.ts'
 import { sessionCommands } from '../../../src/qmp/commands/session.ts'
 import { MonitorSession } from '../../../src/qmp/session.ts'
@@ -26,10 +27,14 @@ class Client {
       }),
       fast: command({}, () => 7, true),
     }
-    this.session = new MonitorSession(commands, {
-      send: (line) => this.lines.push(JSON.parse(line)),
-      pauseInput: (paused) => (this.paused = paused),
-    })
+    this.session = new MonitorSession(
+      commands,
+      {
+        send: (line) => this.lines.push(JSON.parse(line)),
+        pauseInput: (paused) => (this.paused = paused),
+      },
+      new AioContext(),
+    )
     this.session.greet()
   }
 
@@ -39,7 +44,8 @@ class Client {
   }
 
   async heard(): Promise<Line[]> {
-    await new Promise((resolve) => setImmediate(resolve))
+    // A command that waits is a coroutine: its turn, its wait and its answer are turns of the loop.
+    for (let turn = 0; turn < 4; turn++) await new Promise((resolve) => setImmediate(resolve))
     return this.lines.splice(0)
   }
 

@@ -3,6 +3,7 @@ import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { AioContext } from '../../../src/aio/aio-context.ts'
 import { command } from '../../../src/qmp/command.ts'
 import { sessionCommands } from '../../../src/qmp/commands/session.ts'
 import { EventHub } from '../../../src/qmp/events.ts'
@@ -29,7 +30,7 @@ beforeEach(() => {
     ...sessionCommands({ names: () => [], quit: () => undefined }),
     big: command({}, () => 'x'.repeat(1 << 20)),
   }
-  server = new MonitorServer(commands, hub)
+  server = new MonitorServer(commands, hub, new AioContext())
 })
 
 afterEach(async () => {
@@ -108,7 +109,7 @@ describe('qmp / socket / address', () => {
 
   test('a stale socket file is replaced, a live one and other files are not', async () => {
     await server.listen({ type: 'unix', path: path() })
-    const second = new MonitorServer({}, hub)
+    const second = new MonitorServer({}, hub, new AioContext())
     expect((await refusal(second.listen({ type: 'unix', path: path() }))).code).toBe('EBUSY')
     const file = join(dir, 'file')
     writeFileSync(file, 'precious')
