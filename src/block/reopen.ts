@@ -58,10 +58,6 @@ function expand(entries: readonly ReopenEntry[]): ReopenEntry[] {
   return all
 }
 
-function sameOption(a: unknown, b: unknown): boolean {
-  return JSON.stringify(a) === JSON.stringify(b)
-}
-
 function checkFixed(node: BlockNode, options: BlockdevOptions): void {
   if (options.driver !== node.definition.name)
     throw new BlockError('EINVAL', "Cannot change the option 'driver'", { node: node.name })
@@ -249,9 +245,4 @@ export async function setNodeReadOnly(
   if (node.readOnly === readOnly) return
   const options = { ...node.options, driver: node.definition.name, 'read-only': readOnly }
   await graph.reopen([{ node, options, keepChildren: true }])
-}
-
-/** For tests and commands: whether an option would change. */
-export function optionChanged(node: BlockNode, options: BlockdevOptions, name: string): boolean {
-  return !sameOption(node.options[name], options[name])
 }

@@ -301,8 +301,3 @@ export const fileDriver: DriverDefinition = {
     return new FileDriver(node, path, fd, node.readOnly)
   },
 }
-
-/** The path of the file that an edge ends at, when it ends at one. */
-export function pathOf(child: BlockChild): string | undefined {
-  return child.node.driver?.filename?.()
-}

@@ -169,8 +169,3 @@ export function fromRecord(record: ErrorRecord): BlockError {
 export function assert(condition: unknown, sentence: string): asserts condition {
   if (!condition) throw new Error(`assertion failed: ${sentence}`)
 }
-
-/** The end of an exhaustive switch. */
-export function assertNever(value: never): never {
-  throw new Error(`assertion failed: no case for ${JSON.stringify(value)}`)
-}

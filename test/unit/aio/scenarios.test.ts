@@ -146,7 +146,6 @@ test('aio / order / what was queued first runs first, whoever queues it', async 
     if (i % 2 === 0) ctx.scheduleBh(() => log.push(i))
     else
       ctx.spawn(
-        // biome-ignore lint/correctness/useYield: ends in its first turn
         (async function* (): Coroutine<void> {
           log.push(i)
         })(),
@@ -162,7 +161,6 @@ test('aio / errors / one that nobody joins for is an unhandled rejection, not si
   try {
     const seen = new Promise((resolve) => process.once('unhandledRejection', resolve))
     ctx.spawn(
-      // biome-ignore lint/correctness/useYield: fails in its first turn
       (async function* (): Coroutine<void> {
         throw new Error('nobody asked')
       })(),

@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, it } from 'vitest'
 import type { BlockBackend } from '../../../src/block/backend.ts'
+import type { DriverDefinition } from '../../../src/block/driver.ts'
 import { blkverifyDriver } from '../../../src/drivers/blkverify.ts'
 import { compressDriver } from '../../../src/drivers/compress.ts'
 import { copyBeforeWriteDriver } from '../../../src/drivers/copy-before-write.ts'
@@ -7,6 +8,7 @@ import { copyOnReadDriver } from '../../../src/drivers/copy-on-read.ts'
 import { createQcow2 } from '../../../src/drivers/qcow2/create.ts'
 import { snapshotAccessDriver } from '../../../src/drivers/snapshot-access.ts'
 import { Random } from '../../../src/util/random.ts'
+import { HeldDriver, latch } from '../../support/graph.ts'
 import { Bench, DRIVERS, haveTool, qemuCheck, run } from './qcow2-support.ts'
 
 const KiB = 1024
@@ -18,9 +20,10 @@ afterEach(async () => {
   bench = undefined
 })
 
-function fresh(): Bench {
+function fresh(...more: DriverDefinition[]): Bench {
   bench = new Bench([
     ...DRIVERS,
+    ...more,
     blkverifyDriver,
     compressDriver,
     copyBeforeWriteDriver,
@@ -122,6 +125,22 @@ describe('drivers / copy-on-read', () => {
     expect(await depth(b, 8192)).toBe(16)
   })
 
+  it('drivers / copy-on-read / a write waits for a copy of its cluster, which began first', async () => {
+    const held = new HeldDriver()
+    const b = fresh(held.definition)
+    await b.graph.add(memory('base'))
+    const backing = { driver: 'held', file: 'base', 'read-only': true }
+    const file = memory('top', { backing })
+    const { disk } = await b.open({ driver: 'copy-on-read', 'node-name': 'c', file })
+    held.hold = latch()
+    const read = disk.pread(4096, new Uint8Array(100))
+    while (held.counts.read === 0) await Promise.resolve()
+    const write = disk.pwrite(5000, bytes(10, 9))
+    held.hold.open()
+    await Promise.all([read, write])
+    expect([await first(disk, 5000), await first(disk, 5010)]).toEqual([9, 0])
+  })
+
   it('drivers / copy-on-read / a copy never replaces what is being written', async () => {
     const seed = Number(process.env.SEED ?? 1)
     const random = new Random(seed)
@@ -130,10 +149,10 @@ describe('drivers / copy-on-read', () => {
     const model = bytes(MiB, 1)
     const all: Promise<void>[] = []
     for (let i = 0; i < 200; i++) {
-      const offset = random.below(128) * 4096 + random.below(4096)
-      const n = 1 + random.below(9000)
-      if (random.below(2) === 0) {
-        const value = random.below(256)
+      const offset = random.int(128) * 4096 + random.int(4096)
+      const n = 1 + random.int(9000)
+      if (random.int(2) === 0) {
+        const value = random.int(256)
         model.fill(value, offset, offset + n)
         // Overlapping writes at once have no order: the next one waits.
         await Promise.all(all.splice(0))

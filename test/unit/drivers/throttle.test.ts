@@ -79,7 +79,7 @@ describe('throttle / node', () => {
     expect(inline).toBeGreaterThan(8)
     expect(groups.get('g').waiting).toBe(14 - inline)
     for (let turn = 0; turn < 200 && order.length < 14; turn++) {
-      clock.advance(20)
+      await clock.advance(20)
       await new Promise((resolve) => setImmediate(resolve))
     }
     await Promise.all(all)
