@@ -9,7 +9,6 @@
  *   were one node. (Other processes are not seen: Node.js has no byte range locks.)
  */
 import * as fs from 'node:fs'
-import type { BlockChild } from '../block/child.ts'
 import type {
   BlockDriver,
   BlockdevOptions,
