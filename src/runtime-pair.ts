@@ -150,6 +150,15 @@ export class Primary extends Side {
     return this.runtime.replication.checkpointAll()
   }
 
+  /**
+   * Sends again what did not arrive; then checkpoints are accepted again. Errors: EINVAL after
+   * `stop`, EBUSY while another one runs, EIO when something still does not arrive.
+   */
+  async resync(): Promise<void> {
+    const { graph, replication } = this.runtime
+    await replication.resync('replica', graph.lookup(undefined, 'local'))
+  }
+
   /** Ends forwarding for good; the disk itself goes on. Errors: EIO is told by `status`. */
   async stop(): Promise<void> {
     const { graph, replication } = this.runtime
@@ -182,7 +191,8 @@ export class Secondary extends Side {
       const active = diskOptions(options.active ?? buffer, 'active', hidden)
       const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top', file: active }
       await runtime.addNode({ ...role, 'node-name': 'top' })
-      await runtime.startNbdServer(options.exportAt)
+      // A lost connection is over, with all its writes, before the primary's next one begins.
+      await runtime.startNbdServer(options.exportAt, 1)
       const name = options.exportName ?? EXPORT_NAME
       await runtime.addExport({ id: 'replica', nodeName: 'local', name, writable: true })
       const backend = await runtime.openBackend('top')

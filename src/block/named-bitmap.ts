@@ -27,6 +27,15 @@ export interface NamedBitmapOptions {
   readonly disabled?: boolean
 }
 
+/** A job's grip on a bitmap. */
+export interface BitmapHold {
+  /**
+   * Lets go: writes that came meanwhile join what of the bits before is still dirty, which is all,
+   * nothing or what `rest` says. Once.
+   */
+  end(rest: 'all' | 'none' | DirtyBitmap): void
+}
+
 /** One bitmap. Main thread only; its bits may be shared. */
 export class NamedBitmap {
   readonly name: string
@@ -40,7 +49,10 @@ export class NamedBitmap {
   inconsistent = false
   #enabled = false
   #users = 0
-  readonly #heard = (offset: number, bytes: number): void => this.bits.setRange(offset, bytes)
+  /** Writes since a job took hold of the bits. */
+  #since: DirtyBitmap | undefined
+  readonly #heard = (offset: number, bytes: number): void =>
+    (this.#since ?? this.bits).setRange(offset, bytes)
 
   constructor(node: BlockNode, options: NamedBitmapOptions, bits: DirtyBitmap) {
     this.node = node
@@ -83,6 +95,34 @@ export class NamedBitmap {
     return () => {
       this.#users--
     }
+  }
+
+  /** Keeps the bits as they are for a job; writes are noted apart. Errors: EBUSY, EPERM, EIO. */
+  hold(): BitmapHold {
+    this.checkChangeable()
+    const before = this.bits
+    this.#since = DirtyBitmap.create(before.size, before.granularity)
+    const release = this.use()
+    return {
+      end: (rest) => {
+        if (rest !== 'all') {
+          this.bits = DirtyBitmap.create(before.size, before.granularity)
+          if (rest !== 'none') copyBits(rest, this.bits)
+        }
+        if (this.#since !== undefined) copyBits(this.#since, this.bits)
+        this.#since = undefined
+        release()
+      },
+    }
+  }
+
+  /** Everything that is dirty, also what was noted apart. */
+  allBits(): DirtyBitmap {
+    if (this.#since === undefined) return this.bits
+    const all = DirtyBitmap.create(this.bits.size, this.granularity)
+    copyBits(this.bits, all)
+    copyBits(this.#since, all)
+    return all
   }
 
   /** Throws EBUSY while a job or an export uses it. */

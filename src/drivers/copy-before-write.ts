@@ -172,6 +172,13 @@ export class CopyBeforeWrite implements BlockDriver {
     }
   }
 
+  /** Nobody wants the old content of these clusters: they are not copied in this epoch. */
+  skip(offset: number, bytes: number): void {
+    const end = Math.ceil((offset + bytes) / this.clusterSize)
+    for (let cluster = Math.ceil(offset / this.clusterSize); cluster < end; cluster++)
+      if (this.#map.claim(cluster) === 'untouched') this.#map.complete(cluster)
+  }
+
   /** Waits until nothing is being copied. Inside a drained section nothing begins meanwhile. */
   async whenIdle(): Promise<void> {
     while (this.#copies.size > 0) await Promise.allSettled(this.#copies)

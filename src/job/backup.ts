@@ -12,6 +12,7 @@ import type { BlockNode } from '../block/node.ts'
 import { nodeFlush } from '../block/request.ts'
 import { Ring } from '../sync/ring.ts'
 import { BlockError, ioError } from '../util/errors.ts'
+import { type BackupBitmap, BitmapPart } from './backup-bitmap.ts'
 import { WorkerBody } from './body.ts'
 import { type CopyBeforeWriteFilter, copyBeforeWriteOf, insertCopyBeforeWrite } from './cbw.ts'
 import { ClusterClient } from './cluster-client.ts'
@@ -39,8 +40,10 @@ export interface BackupOptions {
   readonly source: BlockNode
   /** Where old content goes. */
   readonly target: BlockNode
-  /** Everything, what the top layer holds, or only what is about to change. */
-  readonly sync: 'none' | 'full' | 'top'
+  /** Everything, what the top layer holds, what a bitmap says, or only what is about to change. */
+  readonly sync: 'none' | 'full' | 'top' | 'bitmap'
+  /** A bitmap of the source; `bitmap` needs one, `none` takes none. */
+  readonly bitmap?: BackupBitmap | undefined
   /** What to do about an error while copying; default `report`. */
   readonly onSourceError?: OnError | undefined
   /** What to do about an error while copying; default `report`. */
@@ -114,10 +117,9 @@ export async function createBackup(
   const { source, target } = options
   registry.checkId(options.jobId, options.internal ?? false)
   checkBackup(source, target)
-  const own = options.filter === undefined
-  const filterNode =
-    options.filter ?? (await insertCopyBeforeWrite(graph, source, target, options.filterNodeName))
-  const driver = new BackupDriver(graph, filterNode, own, options)
+  options.bitmap?.bitmap.checkChangeable()
+  const driver = await makeDriver(graph, options)
+  const { filterNode } = driver
   let job: Job
   try {
     await driver.open(pool, source, target)
@@ -132,6 +134,7 @@ export async function createBackup(
       onDone: options.onDone,
     })
   } catch (thrown) {
+    driver.abort()
     await driver.clean()
     throw thrown
   }
@@ -142,11 +145,27 @@ export async function createBackup(
   return { job, filterNode, filter: driver.filter, body: driver.body }
 }
 
+/** Filter and bitmap begin at the same moment. */
+async function makeDriver(graph: BlockGraph, options: BackupOptions): Promise<BackupDriver> {
+  const { source, target, filter, filterNodeName } = options
+  if (filter !== undefined) return new BackupDriver(graph, filter, false, options)
+  return graph.withDrained(source, async () => {
+    const own = await insertCopyBeforeWrite(graph, source, target, filterNodeName)
+    try {
+      return new BackupDriver(graph, own, true, options)
+    } catch (thrown) {
+      await graph.removeFilter(own)
+      throw thrown
+    }
+  })
+}
+
 class BackupDriver implements JobDriver {
   readonly type = 'backup'
   readonly filter: CopyBeforeWriteFilter
+  readonly filterNode: BlockNode
   readonly #graph: BlockGraph
-  readonly #filterNode: BlockNode
+  readonly #part: BitmapPart | undefined
   readonly #own: boolean
   readonly #options: BackupOptions
   #edges: JobEdges | undefined
@@ -157,10 +176,12 @@ class BackupDriver implements JobDriver {
 
   constructor(graph: BlockGraph, filterNode: BlockNode, own: boolean, options: BackupOptions) {
     this.#graph = graph
-    this.#filterNode = filterNode
+    this.filterNode = filterNode
     this.#own = own
     this.#options = options
     this.filter = copyBeforeWriteOf(filterNode)
+    const { bitmap, sync } = options
+    if (bitmap !== undefined) this.#part = new BitmapPart(bitmap, this.filter, sync !== 'bitmap')
   }
 
   /** Lets a worker copy where it can reach both disks; else the filter copies by itself. */
@@ -200,7 +221,7 @@ class BackupDriver implements JobDriver {
     this.#edges = new JobEdges(this.#graph, job)
     job.progressSource = () => {
       job.current = this.filter.counters.totalBytes
-      job.total = Math.max(job.current, this.#filterNode.driver?.length() ?? 0)
+      job.total = Math.max(job.current, this.filterNode.driver?.length() ?? 0)
     }
     try {
       for (const [node, name] of nodes) await this.#edges.add(node, name)
@@ -218,6 +239,7 @@ class BackupDriver implements JobDriver {
         source,
         filter: this.filter,
         sync,
+        part: this.#part,
         onSourceError: this.#options.onSourceError ?? 'report',
         onTargetError: this.#options.onTargetError ?? 'report',
       })
@@ -228,9 +250,17 @@ class BackupDriver implements JobDriver {
     if (this.#death !== undefined) throw this.#death
   }
 
+  commit(): void {
+    this.#part?.end(true)
+  }
+
+  abort(): void {
+    this.#part?.end(false)
+  }
+
   async clean(): Promise<void> {
     this.#edges?.detachAll()
-    if (this.#own) await this.#graph.removeFilter(this.#filterNode)
+    if (this.#own) await this.#graph.removeFilter(this.filterNode)
     // Somebody else's filter must not let a write pass unprotected because its job is gone.
     else this.filter.loseProtection(this.#death ?? this.#job?.error ?? ioError('ECANCELED'))
     this.#client?.close()

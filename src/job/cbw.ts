@@ -28,6 +28,7 @@ export interface CopyBeforeWriteFilter {
   loseProtection(cause: BlockError): void
   rearm(copier?: ClusterCopier): void
   copyOut(offset: number, bytes: number): Promise<void>
+  skip(offset: number, bytes: number): void
   whenIdle(): Promise<void>
   resetAll(): void
   checkpoint(): Promise<void>

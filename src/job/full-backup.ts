@@ -1,5 +1,5 @@
 /**
- * Backup with `sync=full` or `top`: the target becomes the source as it was when the job began.
+ * Backup with `sync=full`, `top` or `bitmap`: the target becomes the source as it was when the job began.
  *
  * Invariants:
  * - Every cluster is copied once, by the job or before the first write to it, whoever comes first.
@@ -9,6 +9,7 @@ import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import { isAllocatedAbove } from '../block/status.ts'
 import { asBlockError, type BlockError } from '../util/errors.ts'
+import type { BitmapPart } from './backup-bitmap.ts'
 import type { CopyBeforeWriteFilter } from './cbw.ts'
 import type { Job } from './job.ts'
 import { errorAction, type OnError } from './policy.ts'
@@ -24,7 +25,9 @@ export interface FullBackupPlan {
   readonly graph: BlockGraph
   readonly source: BlockNode
   readonly filter: CopyBeforeWriteFilter
-  readonly sync: 'full' | 'top'
+  readonly sync: 'full' | 'top' | 'bitmap'
+  /** The bitmap that decides what is copied, or only hears of it. */
+  readonly part: BitmapPart | undefined
   readonly onSourceError: OnError
   readonly onTargetError: OnError
 }
@@ -71,6 +74,7 @@ async function pause(job: Job, graph: BlockGraph, ms: number): Promise<void> {
 /** Whether the top layer holds anything of the range, when only that is asked for. */
 async function wanted(plan: FullBackupPlan, offset: number, bytes: number): Promise<boolean> {
   const below = plan.source.chainNext
+  if (plan.sync === 'bitmap') return plan.part?.wants(offset, bytes) === true
   if (plan.sync === 'full' || below === undefined) return true
   for (let at = offset; at < offset + bytes; ) {
     const run = await isAllocatedAbove(plan.source, below, at, offset + bytes - at)
@@ -84,6 +88,7 @@ async function copyPiece(job: Job, plan: FullBackupPlan, piece: Piece): Promise<
   while (!job.forceCancelled) {
     try {
       await plan.filter.copyOut(piece.offset, piece.bytes)
+      plan.part?.copied(piece.offset, piece.bytes)
       return
     } catch (thrown) {
       await retry(job, plan, asBlockError(thrown))

@@ -2,7 +2,7 @@
  * The NBD client: requests against a remote export, over connections that may break and come back.
  *
  * Invariants:
- * - At most 16 requests are on the wire; the others wait in order.
+ * - At most 64 requests are on the wire; the others wait in order.
  * - While the connection is down a request waits for at most the reconnect delay, then fails EIO;
  *   requests that were on the wire are sent again after a reconnect, under the same bound.
  * - An export that came back with another size, or with less than it offered, is never used: the
@@ -46,7 +46,7 @@ export interface RemoteStatus {
   readonly bits: number
 }
 
-const MAX_IN_FLIGHT = 16
+const MAX_IN_FLIGHT = 64
 const HANDSHAKE_MS = 10_000
 const LONGEST_BACKOFF_MS = 16_000
 /** A request made while the connection is down brings the next attempt this near to the last. */

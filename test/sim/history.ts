@@ -12,7 +12,7 @@
 import { VirtualClock } from '../../src/util/clock.ts'
 import { asBlockError, type BlockError } from '../../src/util/errors.ts'
 import { Random } from '../../src/util/random.ts'
-import { PAGE } from './disk.ts'
+import { PAGE, SOUND } from './disk.ts'
 import { type GuestHost, Guests } from './guest.ts'
 import { useHostNet } from './host-net.ts'
 import type { Canary } from './machinery.ts'
@@ -57,6 +57,8 @@ class History {
   readonly #finale: Finale
   /** Whether anything is ever made to fail. */
   readonly #calm: boolean
+  /** Connections break often while writes hang on the other side. */
+  readonly #stormy: boolean
   readonly #primaryModel = new PrimaryModel(PAGES)
   readonly #model = new SecondaryModel(PAGES)
   #pair!: SimPair
@@ -73,7 +75,9 @@ class History {
     this.#seed = seed
     this.#canary = canary
     this.#random = new Random(seed)
-    this.#calm = canary !== undefined || this.#random.chance(0.3)
+    const storm = canary === 'many-connections'
+    this.#calm = !storm && (canary !== undefined || this.#random.chance(0.3))
+    this.#stormy = storm || (!this.#calm && this.#random.chance(0.3))
     this.#finale = this.#random.pick(FINALES)
     this.#network = new SimNetwork({
       clock: this.#clock,
@@ -111,7 +115,6 @@ class History {
   }
 
   readonly #note = (line: string): void => {
-    ;(globalThis as { simLog?: (l: string) => void }).simLog?.(line)
     this.#trace.push(`${this.#clock.nowMs().toFixed(3)} ${line}`)
   }
 
@@ -179,8 +182,12 @@ class History {
   async #step(): Promise<void> {
     const random = this.#random
     const roll = random.next()
-    if (roll < 0.55) await this.#order('checkpoint', () => this.#checkpoint())
-    else if (roll < 0.75) await this.#order('drain', () => this.#drain())
+    if (this.#stormy && roll < 0.3) {
+      this.#pair.setFaults({ ...SOUND, stall: 0.1 }, ['local'])
+      this.#disturb('cut', () => this.#network.cut())
+    } else if (roll < 0.55) await this.#order('checkpoint', () => this.#checkpoint())
+    else if (roll < 0.72) await this.#order('drain', () => this.#drain())
+    else if (roll < 0.75) await this.#order('reopen', () => this.#reopen())
     else if (this.#calm) return
     else if (roll < 0.88) this.#breakDisks()
     else if (roll < 0.9) this.#pair.heal()
@@ -261,6 +268,16 @@ class History {
 
   #sound(): boolean {
     return [...this.#pair.disks.values()].every(({ faults }) => faults.read + faults.write === 0)
+  }
+
+  /** Changes an option of a disk under load; a disk in use may refuse. */
+  async #reopen(): Promise<void> {
+    const { graph } = this.#pair.secondary
+    const node = graph.find(this.#random.pick(['local', 'hidden', 'active']))
+    if (node === undefined) return
+    const options = { ...node.options, 'detect-zeroes': this.#random.pick(['on', 'off'] as const) }
+    const failed = await failureOf(graph.reopen([{ node, options }]))
+    this.#note(`reopen ${node.name} ${failed?.message ?? 'done'}`)
   }
 
   async #drain(): Promise<void> {

@@ -33,6 +33,8 @@ export type Canary =
   | 'blind-merge'
   /** The secondary disk acknowledges a write that it does not do. */
   | 'lying-disk'
+  /** The server takes a new connection while writes of a lost one still run. */
+  | 'many-connections'
 
 /** Makes the machinery of one secondary. */
 export function simMachinery(runtime: Runtime, canary: Canary | undefined): ReplicationMachinery {

@@ -68,7 +68,9 @@ export class SimPair {
     ] as const)
       runtime.events.onAny((name) => trace(`event ${side} ${name}`))
     if (canary === 'lying-disk') pair.disk('local').lieAt = 5
-    await pair.#buildSecondary(random)
+    // One connection at a time: a lost one is over, with all its writes, before the next begins.
+    const connections = canary === 'many-connections' ? 0 : 1
+    await pair.#buildSecondary(random, connections)
     await pair.#buildPrimary(options.reconnectDelay)
     return pair
   }
@@ -114,7 +116,7 @@ export class SimPair {
     return found
   }
 
-  async #buildSecondary(random: Random): Promise<void> {
+  async #buildSecondary(random: Random, connections: number): Promise<void> {
     const { secondary } = this
     const unit = (): number => random.pick([PAGE, PAGE, 4 * PAGE, 16 * PAGE])
     await secondary.addNode(memory('local'))
@@ -127,7 +129,7 @@ export class SimPair {
       discard: 'unmap',
     }
     await secondary.addNode({ ...role, 'node-name': 'top' })
-    await secondary.startNbdServer(SERVER)
+    await secondary.startNbdServer(SERVER, connections)
     await secondary.addExport({ id: 'replica', nodeName: 'local', name: 'disk', writable: true })
   }
 

@@ -179,7 +179,7 @@ export class ImageBitmaps {
     const before = this.#stored.find(({ entry }) => entry.name === bitmap.name)?.entry
     if (bitmap.inconsistent && before !== undefined)
       return { ...before, flags: before.flags | BITMAP_FLAG.IN_USE }
-    const bytes = bitmap.bits.toBytes(clusterBytes)
+    const bytes = bitmap.allBits().toBytes(clusterBytes)
     const entries = bytes.length / clusterBytes
     const table = new Uint8Array(entries * 8)
     for (let i = 0; i < entries; i++) {

@@ -6,7 +6,7 @@
  */
 import type { BlockGraph } from '../../block/graph.ts'
 import type { BlockNode } from '../../block/node.ts'
-import { createBackup } from '../../job/backup.ts'
+import { type BackupOptions, createBackup } from '../../job/backup.ts'
 import { startCommit } from '../../job/commit.ts'
 import type { OnError } from '../../job/policy.ts'
 import { startMirror } from '../../job/start-mirror.ts'
@@ -171,7 +171,7 @@ async function blockdevBackup(
     transaction: group,
     source,
     target: to,
-    sync: backupSync(args),
+    ...backupSync(args, source),
     onSourceError: policyOf(args, 'on-source-error'),
     onTargetError: policyOf(args, 'on-target-error'),
     ...commonOptions(args),
@@ -184,17 +184,42 @@ async function blockdevBackup(
   }
 }
 
-/** How much is copied. Errors: EINVAL for what needs a dirty bitmap that is not there. */
-function backupSync(args: JsonObject): 'full' | 'top' | 'none' {
+type BackupSync = Pick<BackupOptions, 'sync' | 'bitmap'>
+
+/** How much is copied, by which bitmap. Errors: EINVAL, and those of the bitmap. */
+function backupSync(args: JsonObject, source: BlockNode): BackupSync {
   const sync = textOf(args, 'sync')
-  const bitmap = optionalText(args, 'bitmap')
-  if (bitmap === undefined && args['bitmap-mode'] !== undefined) {
-    refuse('Cannot specify bitmap sync mode without a bitmap')
-  }
-  if (bitmap !== undefined) refuse(`Bitmap '${bitmap}' could not be found`)
+  const name = optionalText(args, 'bitmap')
+  const given = optionalText(args, 'bitmap-mode')
   if (args.compress === true) refuse('Compression is not supported for this drive')
-  if (sync === 'full' || sync === 'top' || sync === 'none') return sync
-  return refuse(`must provide a valid bitmap name for '${sync}' sync mode`)
+  const byBitmap = sync === 'bitmap' || sync === 'incremental'
+  if (name === undefined) {
+    if (given !== undefined) refuse('Cannot specify bitmap sync mode without a bitmap')
+    if (byBitmap) refuse(`must provide a valid bitmap name for '${sync}' sync mode`)
+    return { sync: wholeSync(sync) }
+  }
+  const bitmap = source.bitmaps.get(name)
+  if (bitmap === undefined) refuse(`Bitmap '${name}' could not be found`)
+  const mode = given ?? (sync === 'incremental' ? 'on-success' : undefined)
+  if (mode === undefined) refuse('Bitmap sync mode must be given when providing a bitmap')
+  if (sync === 'incremental' && mode !== 'on-success') {
+    refuse("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'")
+  }
+  if (sync === 'none') refuse("sync mode 'none' does not produce meaningful bitmap outputs")
+  if (mode === 'never' && !byBitmap) {
+    refuse(
+      `Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '${sync}'`,
+    )
+  }
+  bitmap.checkChangeable()
+  return {
+    sync: byBitmap ? 'bitmap' : wholeSync(sync),
+    bitmap: { bitmap, mode: mode === 'never' || mode === 'always' ? mode : 'on-success' },
+  }
+}
+
+function wholeSync(sync: string): 'full' | 'top' | 'none' {
+  return sync === 'top' || sync === 'none' ? sync : 'full'
 }
 
 async function blockdevMirror(services: MonitorServices, args: JsonObject): Promise<void> {
