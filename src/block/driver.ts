@@ -210,8 +210,11 @@ export interface BlockDriver {
    * to refuse, as a file does that another node has open for writing.
    */
   checkPermissions?(perm: number, shared: number): void
-  /** Writes down another name and format of the backing image; the image is writable. */
-  changeBackingFile?(filename: string, format: string): MaybePromise<void>
+  /**
+   * Writes down another name and format of the backing image, or that there is none; the image is
+   * writable.
+   */
+  changeBackingFile?(filename: string | undefined, format: string | undefined): MaybePromise<void>
   /** The image can keep named dirty bitmaps. */
   readonly storesBitmaps?: boolean
   /** Called on the node's first quiesce and last unquiesce. */

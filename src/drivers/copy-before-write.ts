@@ -15,6 +15,7 @@ import { FLAG, NO_LIMITS, PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { CopyMap } from '../sync/copy-map.ts'
+import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { asBlockError, BlockError } from '../util/errors.ts'
 import { EdgeCopier } from './cbw-edge-copier.ts'
 
@@ -172,11 +173,17 @@ export class CopyBeforeWrite implements BlockDriver {
     }
   }
 
-  /** Nobody wants the old content of these clusters: they are not copied in this epoch. */
-  skip(offset: number, bytes: number): void {
-    const end = Math.ceil((offset + bytes) / this.clusterSize)
-    for (let cluster = Math.ceil(offset / this.clusterSize); cluster < end; cluster++)
-      if (this.#map.claim(cluster) === 'untouched') this.#map.complete(cluster)
+  /** Only clusters with something dirty are wanted: no other is copied in this epoch. */
+  keepOnly(dirty: DirtyBitmap): void {
+    const unit = this.clusterSize
+    const clusters = Math.ceil(this.#file.length() / unit)
+    for (let cluster = 0; cluster < clusters; ) {
+      const next = dirty.nextDirty(cluster * unit)
+      const until = next === undefined ? clusters : Math.floor(next.offset / unit)
+      for (; cluster < until; cluster++)
+        if (this.#map.claim(cluster) === 'untouched') this.#map.complete(cluster)
+      if (next !== undefined) cluster = Math.ceil((next.offset + next.bytes) / unit)
+    }
   }
 
   /** Waits until nothing is being copied. Inside a drained section nothing begins meanwhile. */
@@ -348,7 +355,21 @@ function checked(options: Readonly<Record<string, unknown>>): CbwOptions {
   return { breakSnapshot: onError === 'break-snapshot', timeoutMs: timeout * 1000 }
 }
 
-/** `copy-before-write`: options `file`, `target`, `on-cbw-error`, `cbw-timeout` (seconds). */
+/** The bits of the bitmap that an option names. */
+function wantedBits(node: BlockNode, option: unknown): DirtyBitmap | undefined {
+  if (typeof option !== 'object' || option === null) return undefined
+  const { node: owner, name } = option as { readonly node?: unknown; readonly name?: unknown }
+  const bitmap = node.graph.find(String(owner))?.bitmaps.get(String(name))
+  if (bitmap === undefined)
+    throw new BlockError('EINVAL', `Bitmap '${String(name)}' not found`, { node: node.name })
+  bitmap.checkUsable()
+  return bitmap.allBits()
+}
+
+/**
+ * `copy-before-write`: options `file`, `target`, `bitmap` (what is wanted), `on-cbw-error`,
+ * `cbw-timeout` (seconds).
+ */
 export const copyBeforeWriteDriver: DriverDefinition = {
   name: 'copy-before-write',
   kind: 'filter',
@@ -360,7 +381,10 @@ export const copyBeforeWriteDriver: DriverDefinition = {
     const cbw = checked(options)
     const file = await opener.open('file', options.file as BlockdevRef, 'filtered')
     const target = await opener.open('target', options.target as BlockdevRef, 'target')
-    return new CopyBeforeWrite(node, file, target, cbw)
+    const wanted = wantedBits(node, options.bitmap)
+    const filter = new CopyBeforeWrite(node, file, target, cbw)
+    if (wanted !== undefined) filter.keepOnly(wanted)
+    return filter
   },
   childPermissions(node, child, above) {
     if (child.role === 'target') {

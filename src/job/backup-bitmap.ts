@@ -37,7 +37,7 @@ export class BitmapPart {
       return
     }
     copyBits(bits, this.rest)
-    skipClean(this.rest, filter)
+    filter.keepOnly(this.rest)
   }
 
   /** Something of the range is to be copied. */
@@ -55,17 +55,5 @@ export class BitmapPart {
   end(success: boolean): void {
     if (this.#mode === 'never' || (!success && this.#mode === 'on-success')) this.#hold.end('all')
     else this.#hold.end(success ? 'none' : this.rest)
-  }
-}
-
-/** Clusters that nobody wants are not copied before a write either. */
-function skipClean(dirty: DirtyBitmap, filter: CopyBeforeWriteFilter): void {
-  const { clusterSize } = filter
-  for (let at = 0; at < dirty.size; ) {
-    const next = dirty.nextDirty(at)
-    const until = next === undefined ? dirty.size : next.offset - (next.offset % clusterSize)
-    if (until > at) filter.skip(at, until - at)
-    if (next === undefined) return
-    at = Math.ceil((next.offset + next.bytes) / clusterSize) * clusterSize
   }
 }

@@ -6,6 +6,7 @@
  */
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
+import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { BlockError } from '../util/errors.ts'
 
 /** Copies a claimed range from the source to the target. */
@@ -28,7 +29,7 @@ export interface CopyBeforeWriteFilter {
   loseProtection(cause: BlockError): void
   rearm(copier?: ClusterCopier): void
   copyOut(offset: number, bytes: number): Promise<void>
-  skip(offset: number, bytes: number): void
+  keepOnly(dirty: DirtyBitmap): void
   whenIdle(): Promise<void>
   resetAll(): void
   checkpoint(): Promise<void>

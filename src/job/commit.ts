@@ -41,6 +41,8 @@ export interface CommitOptions {
   readonly showReady?: boolean | undefined
   /** Bytes a second; 0 = unlimited, the default. */
   readonly speed?: number | undefined
+  /** What the overlays of `top` write down as their backing image; default: nothing is written. */
+  readonly backingFile?: string | undefined
   /** Name of the filter that sits over `top` meanwhile. */
   readonly filterNodeName?: string | undefined
   /** What to do about an I/O error; default `report`. */
@@ -73,13 +75,11 @@ export async function startCommit(
   if (!chainContains(top, base)) {
     throw new BlockError('EINVAL', `'${base.name}' is not in this backing file chain`)
   }
-  if (base.length() < top.length()) {
-    throw new BlockError('EINVAL', `The base '${base.name}' is shorter than '${top.name}'`)
-  }
   const wasReadOnly = base.readOnly
   await graph.setReadOnly(base, false)
   const undo: (() => Promise<void>)[] = [() => graph.setReadOnly(base, wasReadOnly)]
   try {
+    if (base.length() < top.length()) await grow(graph, base, top.length())
     return await build(graph, registry, pool, options, wasReadOnly, undo)
   } catch (thrown) {
     for (const step of undo.reverse()) await step()
@@ -126,6 +126,7 @@ async function build(
     autoComplete: options.autoComplete ?? false,
     showReady: options.showReady,
     pivotTo: base,
+    beforePivot: () => renameBacking(graph, filter, options),
     onSourceError: options.onError ?? 'report',
     onTargetError: options.onError ?? 'report',
     restore: async (pivoted) => {
@@ -150,6 +151,44 @@ async function build(
     [base, 'target'],
   ])
   return job
+}
+
+/** Makes room in a base that is shorter than what is committed into it. */
+async function grow(graph: BlockGraph, base: BlockNode, length: number): Promise<void> {
+  const driver = base.needDriver()
+  if (driver.truncate === undefined) {
+    throw new BlockError('ENOTSUP', `The base '${base.name}' is too short and cannot grow`)
+  }
+  const backend = await openBackend(graph, base, PERM.WRITE | PERM.RESIZE)
+  try {
+    await graph.withDrained(base, async () => {
+      await driver.truncate?.(length)
+      for (const node of graph.nodes()) node.bitmaps.fitLength()
+    })
+  } finally {
+    await backend.close()
+  }
+}
+
+/** Lets every overlay of what goes away write down the image that is left. */
+async function renameBacking(
+  graph: BlockGraph,
+  filter: BlockNode,
+  options: CommitOptions,
+): Promise<void> {
+  const { base, backingFile } = options
+  if (backingFile === undefined) return
+  for (const edge of [...filter.parents]) {
+    if (edge.role !== 'backing' || edge.owner.ownerKind !== 'node') continue
+    const overlay = edge.owner as BlockNode
+    const { readOnly } = overlay
+    if (readOnly) await graph.setReadOnly(overlay, false)
+    try {
+      await overlay.driver?.changeBackingFile?.(backingFile, base.definition.name)
+    } finally {
+      if (readOnly) await graph.setReadOnly(overlay, true)
+    }
+  }
 }
 
 /** Ties a job to its nodes and starts it; a job that cannot be tied is ended. */

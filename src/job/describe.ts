@@ -40,6 +40,14 @@ export function describeTarget(node: BlockNode, unit: number): DiskDescription |
   return whole || node.chainNext === undefined ? description : undefined
 }
 
+/** Somebody notes the writes of the node, or of what holds its data, and a worker tells nobody. */
+function isWatched(node: BlockNode): boolean {
+  if (node.writeListeners.size > 0) return true
+  for (const edge of node.children.values())
+    if ((edge.role === 'file' || edge.role === 'filtered') && isWatched(edge.node)) return true
+  return false
+}
+
 /** The smallest cluster of the layers, or `fallback` where a layer has none. */
 export function smallestCluster(
   top: BlockNode,
@@ -79,7 +87,7 @@ export function describeDisks(pair: DiskPair): DescribedDisks {
   const { source, target, top, base, unit } = pair
   const layers = describeChain(top, base)
   const piece = smallestCluster(top, base, unit)
-  const written = describeTarget(target.node, piece)
+  const written = isWatched(target.node) ? undefined : describeTarget(target.node, piece)
   return {
     source:
       layers === undefined

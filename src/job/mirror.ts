@@ -56,6 +56,8 @@ export interface MirrorPlan {
   readonly pivotFrom?: BlockNode | undefined
   /** Move them onto this node at the end; undefined = nobody moves. */
   readonly pivotTo: BlockNode | undefined
+  /** Called drained, when the disks are equal and before the users move; may refuse. */
+  readonly beforePivot?: (() => Promise<void>) | undefined
   readonly onSourceError: OnError
   readonly onTargetError: OnError
   /** Called last, with whether the users moved. */
@@ -72,6 +74,8 @@ export class MirrorDriver implements JobDriver {
   #body: WorkerBody | undefined
   #completing: boolean
   #copyingDrained = false
+  /** The worker writes the target itself. */
+  #direct = false
   #held = false
   #frozen: readonly BlockChild[] = []
   #pivoted = false
@@ -150,6 +154,7 @@ export class MirrorDriver implements JobDriver {
     await this.#lastCopy()
     await this.#flush()
     if (!this.#completing || pivotTo === undefined) return
+    await this.#plan.beforePivot?.()
     // The users that move may forbid other writers, and there will be no more to write.
     await this.#body?.finish()
     await this.#plan.target.close()
@@ -180,7 +185,7 @@ export class MirrorDriver implements JobDriver {
   /** A worker writes behind the back of the nodes, which would see nothing to make stable. */
   async #flush(): Promise<void> {
     const { target } = this.#plan
-    markWritten(target.node)
+    markWritten(target.node, this.#direct)
     await target.flush()
   }
 
@@ -201,8 +206,10 @@ export class MirrorDriver implements JobDriver {
 
   #startBody(job: Job): Promise<WorkerBody> {
     const { source, target, top, base, dirty, pool } = this.#plan
+    const disks = describeDisks({ source, target, top, base, unit: dirty.granularity })
+    this.#direct = disks.target.kind === 'attached'
     return WorkerBody.start(pool, {
-      ...describeDisks({ source, target, top, base, unit: dirty.granularity }),
+      ...disks,
       dirty,
       skipUnallocated: base !== undefined,
       speed: job.speed,
@@ -253,9 +260,12 @@ export class MirrorDriver implements JobDriver {
 }
 
 /** Tells a node, and those that hold its data, that something was written. */
-function markWritten(node: BlockNode): void {
+function markWritten(node: BlockNode, direct: boolean): void {
   node.writeGeneration += 1
+  // Whoever began to note writes after the worker had begun to write must take all as written.
+  if (direct && node.driver !== undefined)
+    for (const heard of node.writeListeners) heard(0, node.length())
   for (const edge of node.children.values()) {
-    if (edge.role === 'file' || edge.role === 'filtered') markWritten(edge.node)
+    if (edge.role === 'file' || edge.role === 'filtered') markWritten(edge.node, direct)
   }
 }

@@ -22,10 +22,12 @@ export interface Faults {
   readonly full: boolean
   /** Share of requests that hang for up to seconds. */
   readonly stall: number
+  /** How likely the disk cannot be emptied. */
+  readonly empty: number
 }
 
 /** No faults at all. */
-export const SOUND: Faults = { read: 0, write: 0, full: false, stall: 0 }
+export const SOUND: Faults = { read: 0, write: 0, full: false, stall: 0, empty: 0 }
 
 /** Longest stall in milliseconds. */
 const STALL_MS = 4000
@@ -172,6 +174,11 @@ export class SimDisk {
   async #empty(): Promise<void> {
     const { clock, random, delayMs } = this.#world
     await new Promise<void>((resolve) => void clock.setTimer(random.next() * delayMs, resolve))
+    if (random.chance(this.faults.empty)) {
+      this.injected += 1
+      this.#world.trace(`disk ${this.name} empty EIO`)
+      throw ioError('EIO', { node: this.name, op: 'checkpoint' })
+    }
     this.#world.trace(`disk ${this.name} empty`)
     await this.inner.makeEmpty?.()
   }

@@ -170,7 +170,7 @@ class History {
   async #startSecondary(): Promise<void> {
     const { replication } = this.#pair.secondary
     const sick = !this.#calm && this.#random.chance(0.3)
-    if (sick) this.#pair.setFaults({ read: 0.2, write: 0.2, full: false, stall: 0 })
+    if (sick) this.#pair.setFaults({ read: 0.2, write: 0.2, full: false, stall: 0, empty: 0.3 })
     const failed = await failureOf(replication.startAll('secondary'))
     this.#pair.heal()
     if (failed === undefined) return
@@ -201,7 +201,7 @@ class History {
     const names = [...this.#pair.disks.keys()].filter(() => random.chance(0.5))
     const full = random.chance(0.2)
     const rare = (): number => (random.chance(0.5) ? random.next() * 0.1 : 0)
-    const faults = { read: rare(), write: rare(), full, stall: rare() / 3 }
+    const faults = { read: rare(), write: rare(), full, stall: rare() / 3, empty: rare() * 5 }
     this.#disturb(`faults ${names.join(' ')}`, () => this.#pair.setFaults(faults, names))
   }
 
@@ -247,8 +247,9 @@ class History {
       this.#guests.version += 1
       this.#model.checkpointEnds(failed === undefined ? this.#pair.localWords() : undefined)
       this.#watching = true
-      if (failed !== undefined) this.#problem(`a checkpoint failed: ${failed.message}`)
-      else this.#checkpoints += 1
+      this.#note(`checkpoint ${failed?.message ?? 'done'}`)
+      if (failed === undefined) this.#checkpoints += 1
+      else if (!this.#disturbed) this.#problem(`a checkpoint failed: ${failed.message}`)
       this.#judgeFrozen('a checkpoint', 0, PAGES * PAGE)
       if (still && this.#sound()) await this.#guests.judgeAll('a checkpoint')
     } finally {

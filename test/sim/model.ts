@@ -85,10 +85,11 @@ export class SecondaryModel {
     const during = this.#during ?? new Set()
     this.#during = undefined
     for (const page of this.#running.keys()) this.#torn.add(page)
-    if (content === undefined) return
-    this.checkpoint = content
+    if (content !== undefined) this.checkpoint = content
     for (let page = 0; page < this.#own.length; page++) {
-      this.#own[page] = during.has(page) ? both(this.#of(page), BELOW) : new Set([BELOW])
+      // One that failed may have discarded our own writes already.
+      const unsure = content === undefined || during.has(page)
+      this.#own[page] = unsure ? both(this.#of(page), BELOW) : new Set([BELOW])
     }
   }
 

@@ -85,6 +85,24 @@ test('pair / stop leaves the secondary with what the primary wrote', async () =>
   expect([primary.status().stage, secondary.status().stage]).toEqual(['done', 'done'])
 })
 
+test('pair / what did not arrive holds checkpoints back until it is sent again', async () => {
+  const fault = { event: 'none', iotype: 'write', errno: 28, once: true }
+  const image = { driver: 'memory', size: MiB }
+  const disk = { driver: 'blkdebug', image, 'inject-error': [fault] }
+  await using secondary = await createSecondary({ disk, exportAt: socket() })
+  await using primary = await createPrimary({
+    disk: { memory: MiB },
+    secondary: secondary.address,
+  })
+  await fill(primary.backend, 0x22, 0, 4096)
+  expect(primary.status()).toMatchObject({ forwardFailures: 1 })
+  await expect(primary.checkpoint()).rejects.toMatchObject({ code: 'EIO' })
+  await primary.resync()
+  await primary.checkpoint()
+  await secondary.checkpoint()
+  expect(await patternOf(secondary.backend, 0, 4096)).toBe(0x22)
+})
+
 test('pair / disks may be files and buffers images', async () => {
   const raw = (name: string): string => {
     const path = join(folder, name)

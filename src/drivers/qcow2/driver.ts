@@ -157,7 +157,7 @@ class Qcow2Driver implements BlockDriver {
     this.#image.node.bitmaps.fitLength()
   }
 
-  async changeBackingFile(filename: string, format: string): Promise<void> {
+  async changeBackingFile(filename: string | undefined, format: string | undefined): Promise<void> {
     await writeBackingName(this.#image, filename, format)
   }
 
@@ -210,7 +210,11 @@ class Qcow2Driver implements BlockDriver {
 
 function noop(): void {}
 
-async function writeBackingName(image: Qcow2Image, file: string, format: string): Promise<void> {
+async function writeBackingName(
+  image: Qcow2Image,
+  file: string | undefined,
+  format: string | undefined,
+): Promise<void> {
   const { backingFile, backingFormat } = image.header
   setBackingName(image.header, file, format)
   try {

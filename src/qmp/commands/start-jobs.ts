@@ -4,12 +4,12 @@
  * Invariants:
  * - Everything is checked before the graph changes; a refused command leaves no job behind.
  */
-import type { BlockGraph } from '../../block/graph.ts'
 import type { BlockNode } from '../../block/node.ts'
 import { type BackupOptions, createBackup } from '../../job/backup.ts'
 import { startCommit } from '../../job/commit.ts'
 import type { OnError } from '../../job/policy.ts'
 import { startMirror } from '../../job/start-mirror.ts'
+import { startStream } from '../../job/start-stream.ts'
 import type { Transaction } from '../../job/transaction.ts'
 import { BlockError } from '../../util/errors.ts'
 import {
@@ -24,6 +24,7 @@ import type { JsonObject } from '../json.ts'
 import { nodeFilename } from '../node-info.ts'
 import { bool, int, type Members, oneOf, str, struct, uint32 } from '../schema.ts'
 import type { MonitorServices } from '../services.ts'
+import { chainOf, commitEnds, streamEnds } from './chain-ends.ts'
 import { commandOf, type Deed, type DeedTable, deed, type Step } from './deed.ts'
 
 const onError = oneOf('report', 'ignore', 'enospc', 'stop', 'auto')
@@ -62,7 +63,7 @@ export function startJobCommands(services: MonitorServices): CommandTable {
         'filter-node-name?': str,
         ...lifeMembers,
       },
-      (args) => blockStream(services.graph, args),
+      (args) => blockStream(services, args),
     ),
     'blockdev-backup': commandOf(blockdevBackupDeed(services)),
     'blockdev-mirror': command(
@@ -121,40 +122,43 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
     throw new BlockError('DEVICE_NOT_FOUND', `Device '${device}' not found`)
   }
   root.blockers.check('commit-source', root.name)
-  for (const end of ['top', 'base']) {
-    if (args[end] !== undefined && args[`${end}-node`] !== undefined) {
-      refuse(`'${end}-node' and '${end}' are mutually exclusive`)
-    }
-  }
   if (!root.isRootNode) refuse('Need a root block node')
-  const top = inChain(graph, root, args, 'top') ?? root
-  const base = inChain(graph, root, args, 'base') ?? bottomOf(top)
-  if (top === base) refuse('cannot commit an image into itself')
-  if (!chainOf(top).includes(base)) refuse(`'${base.name}' is not in this backing file chain`)
-  if (top !== root) {
-    throw new BlockError(
-      'ENOTSUP',
-      `'${top.name}' is not the active layer: only that one is committed`,
-    )
-  }
-  if (args['backing-file'] !== undefined) {
+  const { top, base } = commitEnds(graph, root, args)
+  const active = top === root
+  const given = optionalText(args, 'backing-file')
+  if (active && given !== undefined) {
     refuse("'backing-file' specified, but 'top' is the active layer")
   }
-  base.blockers.check('commit-target', base.name)
+  for (const node of chainOf(top, base)) node.blockers.check('commit-target', node.name)
   await startCommit(graph, jobs, pool, {
     jobId: jobIdOf(args),
     top,
     base,
+    backingFile: given ?? nodeFilename(base),
+    autoComplete: !active,
+    showReady: active,
     ...commonOptions(args),
     onError: policyOf(args, 'on-error'),
   })
 }
 
-async function blockStream(graph: BlockGraph, args: JsonObject): Promise<void> {
-  const device = textOf(args, 'device')
-  const node = graph.lookup(device, device)
-  node.blockers.check('stream', node.name)
-  throw new BlockError('ENOTSUP', `Node '${node.name}' does not support streaming`)
+async function blockStream(services: MonitorServices, args: JsonObject): Promise<void> {
+  const { graph, jobs } = services
+  const ends = streamEnds(graph, args)
+  const backingFile = optionalText(args, 'backing-file')
+  for (const node of ends.walked) node.blockers.check('stream', node.name)
+  if (ends.bottom === undefined && backingFile !== undefined) {
+    refuse('backing file specified, but streaming the entire chain')
+  }
+  await startStream(graph, jobs, {
+    jobId: jobIdOf(args),
+    top: ends.top,
+    bottom: ends.bottom,
+    backingFile,
+    nameOf: nodeFilename,
+    ...commonOptions(args),
+    onError: policyOf(args, 'on-error'),
+  })
 }
 
 async function blockdevBackup(
@@ -273,33 +277,4 @@ function policyOf(args: JsonObject, name: string): OnError {
     default:
       return 'report'
   }
-}
-
-/** The image of a chain that the arguments name by node or by file; undefined when by neither. */
-function inChain(
-  graph: BlockGraph,
-  root: BlockNode,
-  args: JsonObject,
-  end: 'top' | 'base',
-): BlockNode | undefined {
-  const nodeName = optionalText(args, `${end}-node`)
-  if (nodeName !== undefined) {
-    const node = graph.lookup(undefined, nodeName)
-    if (!chainOf(root).includes(node)) refuse(`'${nodeName}' is not in this backing file chain`)
-    return node
-  }
-  const file = optionalText(args, end)
-  if (file === undefined) return undefined
-  const node = chainOf(root).find((one) => nodeFilename(one) === file)
-  return node ?? refuse(`Can't find '${file}' in the backing chain`)
-}
-
-function chainOf(top: BlockNode): BlockNode[] {
-  const chain: BlockNode[] = []
-  for (let at: BlockNode | undefined = top; at !== undefined; at = at.chainNext) chain.push(at)
-  return chain
-}
-
-function bottomOf(top: BlockNode): BlockNode {
-  return chainOf(top).at(-1) ?? top
 }

@@ -236,6 +236,25 @@ describe('drivers / snapshot-access', () => {
     expect([await first(guest.disk, 0), await first(guest.disk, 70000)]).toEqual([3, 2])
   })
 
+  it('drivers / copy-before-write / only what a bitmap says is kept', async () => {
+    const b = fresh()
+    const { node, disk } = await b.open(memory('src'))
+    const bitmap = node.bitmaps.add({ name: 'b', granularity: 4096 })
+    await disk.pwrite(300 * KiB, bytes(10, 1))
+    await disk.close()
+    await b.graph.add(memory('t'))
+    const file = { driver: 'copy-before-write', 'node-name': 'f', file: 'src', target: 't' }
+    const none = { ...file, bitmap: { node: 'src', name: 'none' } }
+    await expect(b.graph.add(none)).rejects.toThrow("Bitmap 'none' not found")
+    const guest = await b.open({ ...file, bitmap: { node: 'src', name: 'b' } })
+    await guest.disk.pwriteZeroes(0, MiB)
+    const kept = await b.openNode(b.graph.lookup(undefined, 't'))
+    expect([await first(kept.disk, 300 * KiB), bitmap.bits.count]).toEqual([1, 256])
+    const got = new Uint8Array(MiB)
+    await kept.disk.pread(0, got)
+    expect(got.filter((byte) => byte !== 0).length).toBe(10)
+  })
+
   it('drivers / snapshot-access / needs a filter that keeps a snapshot', async () => {
     await expect(
       fresh().graph.add({ driver: 'snapshot-access', 'node-name': 'v', file: memory('m') }),

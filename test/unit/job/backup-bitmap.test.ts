@@ -4,6 +4,7 @@ import type { BlockNode } from '../../../src/block/node.ts'
 import { copyBeforeWriteDriver } from '../../../src/drivers/copy-before-write.ts'
 import { startBackup } from '../../../src/job/backup.ts'
 import type { BitmapMode } from '../../../src/job/backup-bitmap.ts'
+import { startCommit } from '../../../src/job/commit.ts'
 import { Random } from '../../../src/util/random.ts'
 import { type Bench, bench, pattern, readAt } from './fixture.ts'
 
@@ -114,4 +115,18 @@ test('job / backup / bitmap / a full backup cleans the bitmap when it succeeds',
   })
   await job.done
   expect([bitmap.bits.count, await differing(source, target)]).toEqual([0, []])
+})
+
+test('job / commit / bitmap / a bitmap of the base hears what a worker writes there', async () => {
+  await using b = bench()
+  const base = await b.add({ driver: 'memory', 'node-name': 'base', size: SIZE })
+  const bitmap = base.bitmaps.add({ name: 'b', granularity: REGION })
+  const top = await b.add({ driver: 'memory', 'node-name': 'top', size: SIZE, backing: 'base' })
+  const guest = await b.guest(top)
+  await guest.pwrite(3 * REGION, pattern(1, REGION))
+  const options = { jobId: 'c', top, base, autoComplete: true }
+  const job = await startCommit(b.graph, b.registry, b.pool, options)
+  await job.done
+  expect((await readAt(base.driver!, 3 * REGION, 1))[0]).toBe(1)
+  expect([bitmap.bits.count, bitmap.bits.get(3 * REGION)]).toEqual([1, true])
 })

@@ -1,0 +1,135 @@
+/**
+ * `block-stream`: makes a disk independent of the images below it, or of some of them.
+ *
+ * Invariants:
+ * - All checks of the request come before the graph changes.
+ */
+import { PERM } from '../block/driver.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import { openBackend } from './commit.ts'
+import { JobEdges } from './host.ts'
+import type { Job } from './job.ts'
+import type { OnError } from './policy.ts'
+import type { JobRegistry } from './registry.ts'
+import { StreamDriver, withoutFilters } from './stream.ts'
+
+/** A stream. */
+export interface StreamOptions {
+  /** Id of the job. */
+  readonly jobId: string
+  /** The disk that is streamed into. */
+  readonly top: BlockNode
+  /** The lowest image that is copied from; absent: the whole chain. No filter. */
+  readonly bottom?: BlockNode | undefined
+  /** What is written down as the backing image; default: the name of the node that is left. */
+  readonly backingFile?: string | undefined
+  /** How the file of a node is written down. */
+  readonly nameOf: (node: BlockNode) => string
+  /** Bytes a second; 0 = unlimited, the default. */
+  readonly speed?: number | undefined
+  /** Name of the filter that sits over the disk meanwhile. */
+  readonly filterNodeName?: string | undefined
+  /** What to do about an I/O error; default `report`. */
+  readonly onError?: OnError | undefined
+  /** See `JobOptions`. */
+  readonly autoFinalize?: boolean | undefined
+  /** See `JobOptions`. */
+  readonly autoDismiss?: boolean | undefined
+}
+
+/** Creates and starts a stream. Nothing stays changed when it throws. */
+export async function startStream(
+  graph: BlockGraph,
+  registry: JobRegistry,
+  options: StreamOptions,
+): Promise<Job> {
+  const { top, bottom } = options
+  registry.checkId(options.jobId, false)
+  const layer = withoutFilters(top)
+  // In this order: a disk becomes writable before and read-only after it has the filter.
+  const opened = [layer, top].filter((node, at, all) => node.readOnly && all.indexOf(node) === at)
+  const restore = async (): Promise<void> => {
+    for (const node of [...opened].reverse()) await graph.setReadOnly(node, true)
+  }
+  const undo: (() => Promise<void>)[] = [restore]
+  try {
+    for (const node of opened) await graph.setReadOnly(node, false)
+    const filter = await insertCopyOnRead(graph, options)
+    undo.push(() => graph.removeFilter(filter))
+    const reader = await openBackend(graph, filter, PERM.CONSISTENT_READ)
+    undo.push(() => reader.close())
+    const { nameOf, backingFile, onError = 'report' } = options
+    const driver = new StreamDriver({
+      graph,
+      filter,
+      layer,
+      bottom,
+      reader,
+      onError,
+      backingFile,
+      nameOf,
+      restore,
+    })
+    const job = registry.create({
+      id: options.jobId,
+      driver,
+      autoFinalize: options.autoFinalize,
+      autoDismiss: options.autoDismiss,
+      speed: options.speed,
+    })
+    // From here on the job itself takes everything back when it ends.
+    undo.length = 0
+    await launch(graph, job, driver, nodesOf(filter, bottom))
+    return job
+  } catch (thrown) {
+    for (const step of undo.reverse()) await step()
+    throw thrown
+  }
+}
+
+function insertCopyOnRead(graph: BlockGraph, options: StreamOptions): Promise<BlockNode> {
+  const { top, bottom, filterNodeName } = options
+  return graph.insertFilter(
+    {
+      driver: 'copy-on-read',
+      file: top.name,
+      'read-only': false,
+      ...(bottom === undefined ? {} : { bottom: bottom.name }),
+      ...(filterNodeName === undefined ? {} : { 'node-name': filterNodeName }),
+    },
+    top,
+  )
+}
+
+async function launch(
+  graph: BlockGraph,
+  job: Job,
+  driver: StreamDriver,
+  nodes: readonly BlockNode[],
+): Promise<void> {
+  const edges = new JobEdges(graph, job)
+  try {
+    driver.adopt(edges)
+    for (const [at, node] of nodes.entries()) await edges.add(node, roleOf(at))
+  } catch (thrown) {
+    await job.cancelSync()
+    throw thrown
+  }
+  job.start()
+}
+
+function roleOf(at: number): string {
+  if (at === 0) return 'main node'
+  return at === 1 ? 'active node' : 'intermediate node'
+}
+
+/** Everything that is walked, the top first. */
+function nodesOf(filter: BlockNode, bottom: BlockNode | undefined): BlockNode[] {
+  const nodes: BlockNode[] = []
+  for (let at: BlockNode | undefined = filter; at !== undefined; at = at.chainNext) {
+    nodes.push(at)
+    if (at === bottom) break
+  }
+  return nodes
+}

@@ -1,0 +1,194 @@
+/**
+ * Stream: copies what the images below a disk hold into the disk, until it needs them no more.
+ *
+ * Invariants:
+ * - Copies go through a copy-on-read filter over the disk, so a guest's write is never undone.
+ * - The links that are walked are frozen; what lies below the bottom may change meanwhile.
+ * - The link is cut only after everything was copied; a failure leaves the chain as it was.
+ */
+import type { BlockBackend } from '../block/backend.ts'
+import type { BlockChild } from '../block/child.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
+import { updatePermissions } from '../block/permissions.ts'
+import { chainStatus } from '../block/status.ts'
+import { asBlockError, type BlockError } from '../util/errors.ts'
+import { freezeChain, unfreezeChain } from './freeze.ts'
+import type { JobEdges } from './host.ts'
+import type { Job } from './job.ts'
+import type { JobDriver } from './job-types.ts'
+import { errorAction, type OnError } from './policy.ts'
+import { RateLimit } from './rate-limit.ts'
+
+/** Most bytes copied between two looks at pause and cancel. */
+const CHUNK_BYTES = 512 * 1024
+
+/** What a stream works on. */
+export interface StreamPlan {
+  readonly graph: BlockGraph
+  /** Copies on read; sits over the disk while the job lives. Its reference passes to the job. */
+  readonly filter: BlockNode
+  /** The image that becomes independent, below any filters of the disk. */
+  readonly layer: BlockNode
+  /** The lowest image that is copied from; undefined = the whole chain. */
+  readonly bottom: BlockNode | undefined
+  /** Reads through the filter; closed by the job. */
+  readonly reader: BlockBackend
+  readonly onError: OnError
+  /** What is written down as the backing image; default: the name of the node that is left. */
+  readonly backingFile: string | undefined
+  /** How the file of a node is written down. */
+  readonly nameOf: (node: BlockNode) => string
+  /** Called last. */
+  readonly restore: () => Promise<void>
+}
+
+/** The work of a stream job. */
+export class StreamDriver implements JobDriver {
+  readonly type = 'stream'
+  readonly #plan: StreamPlan
+  #edges: JobEdges | undefined
+  #frozen: readonly BlockChild[] = []
+
+  constructor(plan: StreamPlan) {
+    this.#plan = plan
+  }
+
+  /** Ties the job to its nodes. Error (EPERM): another job holds a link of the chain. */
+  adopt(edges: JobEdges): void {
+    this.#edges = edges
+    const { filter, layer, bottom } = this.#plan
+    this.#frozen = freezeChain(filter, bottom ?? bottomOf(layer))
+  }
+
+  async run(job: Job): Promise<void> {
+    const { graph, layer, bottom } = this.#plan
+    if (layer.chainNext === undefined || layer === bottom) return
+    const length = layer.length()
+    const rate = new RateLimit()
+    const buffer = new Uint8Array(Math.min(CHUNK_BYTES, length))
+    job.total = length
+    let ignored: BlockError | undefined
+    for (let at = 0; at < length && !job.forceCancelled; job.current = at) {
+      const rest = job.pausePoint() ?? graph.ctx.breathe()
+      if (rest !== undefined) await rest
+      if (job.forceCancelled) return
+      const view = buffer.subarray(0, Math.min(CHUNK_BYTES, length - at))
+      try {
+        const { bytes, copied } = await this.#step(at, view)
+        at += bytes
+        job.current = at
+        if (copied) await this.#pace(job, rate, bytes)
+      } catch (thrown) {
+        const error = asBlockError(thrown)
+        await job.handleError(error, this.#plan.onError, 'read')
+        if (errorAction(this.#plan.onError, error) !== 'ignore') continue
+        ignored ??= error
+        at += view.length
+      }
+    }
+    if (ignored !== undefined && !job.forceCancelled) throw ignored
+  }
+
+  async prepare(): Promise<void> {
+    const { graph, layer } = this.#plan
+    unfreezeChain(this.#frozen)
+    this.#frozen = []
+    await graph.withDrained(layer, () => this.#relink())
+  }
+
+  async clean(): Promise<void> {
+    const { graph, filter, reader, restore } = this.#plan
+    unfreezeChain(this.#frozen)
+    this.#edges?.detachAll()
+    await reader.close()
+    await graph.removeFilter(filter)
+    await graph.settled()
+    await restore()
+  }
+
+  /** Copies the start of a range if it has to be, and says how far that went. */
+  async #step(offset: number, view: Uint8Array): Promise<{ bytes: number; copied: boolean }> {
+    const { layer, bottom, reader } = this.#plan
+    const { depth, bytes } = await chainStatus(layer, bottom?.chainNext, offset, view.length)
+    if (depth <= 0) return { bytes, copied: false }
+    const pending = reader.pread(offset, view.subarray(0, bytes))
+    if (pending !== undefined) await pending
+    return { bytes, copied: true }
+  }
+
+  /** Waits as the speed asks; ends early when the job is kicked. */
+  async #pace(job: Job, rate: RateLimit, bytes: number): Promise<void> {
+    const { ctx } = this.#plan.graph
+    rate.setSpeed(job.speed)
+    const delayMs = rate.delay(bytes, ctx.clock.nowMs())
+    if (delayMs === 0) return
+    const sleep = ctx.wakeableSleep(delayMs)
+    await job.waitKick(sleep.done)
+    sleep.wake()
+  }
+
+  /** Gives the image, which is drained, what is below the bottom as its backing image. */
+  async #relink(): Promise<void> {
+    const { graph, layer, backingFile, nameOf } = this.#plan
+    const edge = layer.child('backing')
+    if (edge === undefined) return
+    const base = await this.#holdBase()
+    try {
+      const image = base === undefined ? undefined : withoutFilters(base)
+      const name = image === undefined ? undefined : (backingFile ?? nameOf(image))
+      if (base !== edge.node || backingFile !== undefined) {
+        await layer.driver?.changeBackingFile?.(name, image?.definition.name)
+      }
+      if (base === undefined) graph.detach(edge)
+      else if (base !== edge.node) moveLink(graph, layer, edge, base)
+    } finally {
+      if (base !== undefined) {
+        graph.drainedEnd(base)
+        graph.unref(base)
+      }
+    }
+  }
+
+  /** Drains what is below the bottom, which another job may replace while this one waits. */
+  async #holdBase(): Promise<BlockNode | undefined> {
+    const { graph, bottom } = this.#plan
+    for (;;) {
+      const base = bottom?.chainNext
+      if (base === undefined) return undefined
+      base.refs++
+      await graph.drainedBegin(base)
+      if (bottom?.chainNext === base) return base
+      graph.drainedEnd(base)
+      graph.unref(base)
+    }
+  }
+}
+
+function moveLink(graph: BlockGraph, layer: BlockNode, edge: BlockChild, to: BlockNode): void {
+  const from = edge.node
+  graph.moveEdgeNow(edge, to)
+  try {
+    updatePermissions([layer, from])
+  } catch (error) {
+    graph.moveEdgeNow(edge, from)
+    updatePermissions([layer, to])
+    graph.unref(to)
+    graph.unref(from)
+    throw error
+  }
+  graph.unref(from)
+}
+
+/** The image below the filters of a disk; the last filter when there is none. */
+export function withoutFilters(node: BlockNode): BlockNode {
+  let at = node
+  while (at.definition.kind === 'filter' && at.chainNext !== undefined) at = at.chainNext
+  return at
+}
+
+function bottomOf(top: BlockNode): BlockNode {
+  let at = top
+  for (let next = at.chainNext; next !== undefined; next = at.chainNext) at = next
+  return at
+}
