@@ -13,7 +13,11 @@ import type { BlockChild, EdgeOwner } from './child.ts'
 import { FLAG, type Permissions } from './driver.ts'
 import type { BlockGraph } from './graph.ts'
 import type { BlockNode } from './node.ts'
+import { canPrefetch, nodePrefetch } from './prefetch.ts'
 import { type ChainStatus, chainStatus } from './status.ts'
+
+/** A prefetch without a backing image reads in pieces of this, so that filters below see the range. */
+const READ_AHEAD_BYTES = 1024 * 1024
 
 /** What a backend is for. */
 export interface BackendOptions extends Permissions {
@@ -177,6 +181,14 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     return this.#run((root) => root.flush())
   }
 
+  /** Copies what the range shows of a backing image into the root node; without one, reads it. */
+  prefetch(offset: number, bytes: number): Pending {
+    if (this.#mustQueue()) return this.#later(() => this.prefetch(offset, bytes))
+    this.#checkRange(offset, bytes, 'read')
+    if (this.#fence !== undefined || !canPrefetch(this.node)) return this.#readAhead(offset, bytes)
+    return this.#run((root) => nodePrefetch(root.node, offset, bytes))
+  }
+
   /** Who decides the content of the start of the range, over the whole chain. */
   blockStatus(offset: number, bytes: number): MaybePromise<ChainStatus> {
     if (this.#mustQueue())
@@ -263,6 +275,14 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     for (const wake of queue) {
       this.#inFlight++
       wake()
+    }
+  }
+
+  async #readAhead(offset: number, bytes: number): Promise<void> {
+    const scratch = new Uint8Array(Math.min(bytes, READ_AHEAD_BYTES))
+    for (let at = 0; at < bytes; at += scratch.length) {
+      const pending = this.pread(offset + at, scratch.subarray(0, bytes - at))
+      if (pending !== undefined) await pending
     }
   }
 

@@ -215,6 +215,8 @@ export interface BlockDriver {
    * writable.
    */
   changeBackingFile?(filename: string | undefined, format: string | undefined): MaybePromise<void>
+  /** Told of what the node above is about to do (`flush_to_disk` …), by those that inject errors. */
+  debugEvent?(event: string): void
   /** The image can keep named dirty bitmaps. */
   readonly storesBitmaps?: boolean
   /** Called on the node's first quiesce and last unquiesce. */

@@ -31,8 +31,10 @@ export class BlockNode implements EdgeOwner {
   readonly graph: BlockGraph
   /** What kind of driver it has. */
   readonly definition: DriverDefinition
-  /** Options as given, replaced by a reopen. */
+  /** Options in force: the given ones over the inherited ones. */
   options: BlockdevOptions
+  /** Options as the user wrote them; what they leave out is inherited anew at every reopen. */
+  given: BlockdevOptions
   /** Fixed at open and reopen. */
   readOnly: boolean
   /** Drop flushes (`cache.no-flush`). */
@@ -83,6 +85,7 @@ export class BlockNode implements EdgeOwner {
     this.definition = definition
     this.name = name
     this.options = options
+    this.given = options
     this.readOnly = readOnly
     this.noFlush = options.cache?.['no-flush'] === true
     this.unmap = options.discard === 'unmap'

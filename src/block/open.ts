@@ -14,15 +14,18 @@ import { inventName } from './names.ts'
 import { BlockNode } from './node.ts'
 import { updatePermissions } from './permissions.ts'
 
-/** Options that go down to inline children, by role. */
-function inheritedOptions(node: BlockNode, role: ChildRole): Partial<BlockdevOptions> {
-  const cache = node.options.cache
+/** Options that go down from a parent with these options to its inline children, by role. */
+export function inheritedOptions(
+  parent: Partial<BlockdevOptions>,
+  role: ChildRole,
+): Partial<BlockdevOptions> {
+  const cache = parent.cache
   const common = cache === undefined ? {} : { cache }
   if (role === 'backing') return { ...common, 'read-only': true }
-  const auto = node.options['auto-read-only']
+  const auto = parent['auto-read-only']
   return {
     ...common,
-    'read-only': node.readOnly,
+    'read-only': parent['read-only'] === true,
     ...(auto === undefined ? {} : { 'auto-read-only': auto }),
     discard: 'unmap',
   }
@@ -41,6 +44,7 @@ export async function openNode(
   checkCommon(options)
   const name = options['node-name'] ?? inventName(graph)
   const node = new BlockNode(graph, definition, name, options, options['read-only'] === true)
+  node.given = given
   node.refs = 1
   graph.register(node)
   const opener: ChildOpener = {
@@ -69,7 +73,8 @@ async function openChild(
   ref: BlockdevRef,
   role: ChildRole,
 ): Promise<BlockChild> {
-  const child = await graph.take(ref, inheritedOptions(node, role))
+  const parent = { ...node.options, 'read-only': node.readOnly }
+  const child = await graph.take(ref, inheritedOptions(parent, role))
   if (typeof ref !== 'string') child.inheritsFrom = node
   return graph.attach(node, child, name, role)
 }

@@ -11,6 +11,7 @@ import type { BlockChild } from './child.ts'
 import type { BlockdevOptions, PreparedReopen } from './driver.ts'
 import type { BlockGraph } from './graph.ts'
 import type { BlockNode } from './node.ts'
+import { inheritedOptions } from './open.ts'
 import { loosenPermissions, updatePermissions } from './permissions.ts'
 import { isBelow } from './replace.ts'
 import { nodeFlush } from './request.ts'
@@ -20,6 +21,8 @@ export interface ReopenEntry {
   readonly node: BlockNode
   /** All options of the node afterwards; children by name, inline or `null`. */
   readonly options: BlockdevOptions
+  /** The part of them that is to be remembered as the user's; default all. */
+  readonly given?: BlockdevOptions
   /** Leave the children as they are, whatever the options say. */
   readonly keepChildren?: boolean
 }
@@ -32,6 +35,10 @@ interface EdgeChange {
   readonly to: BlockNode | undefined
 }
 
+function isOptions(ref: unknown): ref is BlockdevOptions {
+  return typeof ref === 'object' && ref !== null
+}
+
 /** The options of inline children follow those of the node they were written in. */
 function expand(entries: readonly ReopenEntry[]): ReopenEntry[] {
   const all: ReopenEntry[] = []
@@ -42,15 +49,17 @@ function expand(entries: readonly ReopenEntry[]): ReopenEntry[] {
       const child = edge.node
       if (child.inheritsFrom !== entry.node) continue
       const written = entry.options[edge.name]
-      const explicit = typeof written === 'object' && written !== null ? written : undefined
-      if (edge.role === 'backing' && explicit === undefined) continue
+      // Whoever keeps its children says nothing of what they are by now.
+      const inline = isOptions(written) && entry.keepChildren !== true ? written : undefined
+      const kept = inline === undefined
+      if (edge.role === 'backing' && kept) continue
       if (entries.some((e) => e.node === child)) continue
-      const inherited =
-        edge.role === 'backing' ? {} : { 'read-only': entry.options['read-only'] === true }
+      const given = inline ?? child.given
       visit({
         node: child,
-        options: { ...child.options, ...inherited, ...explicit },
-        keepChildren: explicit === undefined,
+        given,
+        options: { ...inheritedOptions(entry.options, edge.role), ...given },
+        keepChildren: kept,
       })
     }
   }
@@ -91,7 +100,7 @@ async function edgeChanges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgeC
     if (edge?.frozen === true)
       throw new BlockError(
         'EPERM',
-        `Cannot change '${name}' link from '${node.name}' to '${edge.node.name}'`,
+        `Cannot change frozen '${name}' link from '${node.name}' to '${edge.node.name}'`,
         { node: node.name },
       )
     if (to !== undefined && isBelow(to, node))
@@ -208,17 +217,14 @@ async function flushFor(node: BlockNode): Promise<void> {
   try {
     await nodeFlush(node)
   } catch (error) {
-    throw new BlockError(
-      asBlockError(error).code,
-      'Error flushing drive',
-      { node: node.name },
-      error,
-    )
+    const { code, message } = asBlockError(error)
+    throw new BlockError(code, `Error flushing drive: ${message}`, { node: node.name }, error)
   }
 }
 
-function adopt({ node, options }: ReopenEntry): void {
+function adopt({ node, options, given }: ReopenEntry): void {
   node.options = options
+  node.given = given ?? options
   node.readOnly = options['read-only'] === true
   node.noFlush = options.cache?.['no-flush'] === true
   node.unmap = options.discard === 'unmap'
@@ -244,5 +250,5 @@ export async function setNodeReadOnly(
 ): Promise<void> {
   if (node.readOnly === readOnly) return
   const options = { ...node.options, driver: node.definition.name, 'read-only': readOnly }
-  await graph.reopen([{ node, options, keepChildren: true }])
+  await graph.reopen([{ node, options, given: node.given, keepChildren: true }])
 }

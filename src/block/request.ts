@@ -78,7 +78,7 @@ async function finishLater(
 }
 
 /** Counts and tracks while `body` runs, after everything in conflict ended. */
-async function tracked(
+export async function tracked(
   node: BlockNode,
   offset: number,
   bytes: number,
@@ -105,7 +105,12 @@ function slowRead(
   return tracked(node, offset, buf.length, false, () => readAligned(driver, offset, buf))
 }
 
-async function readAligned(driver: BlockDriver, offset: number, buf: Uint8Array): Promise<void> {
+/** Reads from a driver, which sees aligned pieces of bounded length. */
+export async function readAligned(
+  driver: BlockDriver,
+  offset: number,
+  buf: Uint8Array,
+): Promise<void> {
   const align = driver.limits.requestAlignment
   const start = alignDown(offset, align)
   const end = alignUp(offset + buf.length, align)
@@ -160,7 +165,8 @@ export function nodeWrite(
   return settleWrite(node, driver, offset, buf, flags)
 }
 
-function allZero(buf: Uint8Array): boolean {
+/** True when every byte is zero. */
+export function allZero(buf: Uint8Array): boolean {
   for (let at = 0; at < buf.length; at += ZERO_PIECE_BYTES) {
     const piece = buf.subarray(at, at + ZERO_PIECE_BYTES)
     if (Buffer.compare(piece, ZEROES.subarray(0, piece.length)) !== 0) return false
@@ -252,7 +258,8 @@ async function writePadded(
   await writeAligned(driver, start, whole, flags)
 }
 
-async function writeAligned(
+/** Writes an aligned range to a driver in pieces of bounded length. */
+export async function writeAligned(
   driver: BlockDriver,
   offset: number,
   buf: Uint8Array,
@@ -295,7 +302,8 @@ export function nodeWriteZeroes(
   })
 }
 
-async function zeroPieces(
+/** Makes a range zero, by the driver where it can, else as zero data. */
+export async function zeroPieces(
   node: BlockNode,
   driver: BlockDriver,
   offset: number,
@@ -407,6 +415,7 @@ async function flushNode(node: BlockNode): Promise<void> {
 
 async function flushOnce(node: BlockNode, driver: BlockDriver, generation: number): Promise<void> {
   const stable = node.noFlush || node.flushedGeneration === generation
+  if (!stable) node.children.get('file')?.node.driver?.debugEvent?.('flush_to_disk')
   if (driver.flush !== undefined && !(stable && !node.noFlush)) {
     const pending = driver.flush(!node.noFlush)
     if (pending !== undefined) await pending

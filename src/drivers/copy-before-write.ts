@@ -140,8 +140,8 @@ export class CopyBeforeWrite implements BlockDriver {
    */
   async readSnapshot(offset: number, buf: Uint8Array): Promise<void> {
     for (let at = offset; at < offset + buf.length; ) {
-      const cause = this.#lost ?? this.#snapshotError
-      if (cause !== undefined) throw cause
+      if (this.#lost !== undefined) throw this.#lost
+      if (this.#snapshotError !== undefined) throw this.#broken(this.#snapshotError)
       const cluster = Math.floor(at / this.clusterSize)
       const end = Math.min((cluster + 1) * this.clusterSize, offset + buf.length)
       const piece = buf.subarray(at - offset, end - offset)
@@ -154,6 +154,11 @@ export class CopyBeforeWrite implements BlockDriver {
       else await this.#readClaimed(cluster, at, piece)
       at = end
     }
+  }
+
+  #broken(cause: BlockError): BlockError {
+    const words = `The snapshot of node '${this.#file.node.name}' is broken: ${cause.message}`
+    return new BlockError('EACCES', words, { node: this.#node.name, op: 'read' }, cause)
   }
 
   async #readClaimed(cluster: number, offset: number, into: Uint8Array): Promise<void> {

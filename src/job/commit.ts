@@ -33,6 +33,8 @@ export interface CommitOptions {
   readonly internal?: boolean | undefined
   /** The overlay: the one in use, or one between it and the base. */
   readonly top: BlockNode
+  /** The disk that `top` belongs to, when that is another: nobody may change it meanwhile. */
+  readonly device?: BlockNode | undefined
   /** The image that everything above it is written into. */
   readonly base: BlockNode
   /** Complete without being asked; default false. */
@@ -149,8 +151,13 @@ async function build(
     [filter, 'main node'],
     [top, 'source'],
     [base, 'target'],
+    ...devices(options),
   ])
   return job
+}
+
+function devices({ device, top }: CommitOptions): [BlockNode, string][] {
+  return device === undefined || device === top ? [] : [[device, 'device']]
 }
 
 /** Makes room in a base that is shorter than what is committed into it. */

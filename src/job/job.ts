@@ -12,7 +12,7 @@ import { asBlockError, assert, BlockError, codeWords, ioError } from '../util/er
 import type { JobEvents } from './events.ts'
 import type { JobBody, JobDriver, JobHost, JobOptions } from './job-types.ts'
 import { checkSpeed, errorAction, type IoStatus, ioStatusOf, type OnError } from './policy.ts'
-import { emitEnd, jobReport } from './report.ts'
+import { emitEnd, jobReport, runEndHooks } from './report.ts'
 import { assertTransition, checkVerb, isCompleted, type JobStatus } from './status.ts'
 import { Transaction } from './transaction.ts'
 
@@ -63,6 +63,7 @@ export class Job {
   #started = false
   #body: JobBody | undefined
   #bodyRests = false
+  #asks = 0
   #inPausePoint = false
   #kicks: (() => void)[] = []
   #resolveDone!: () => void
@@ -153,7 +154,10 @@ export class Job {
     // Looked at again after every wait: a pause that came meanwhile found no body to ask.
     while (this.#wantsRest()) await this.#rest()
     this.#body = body
+    this.#asks++
     try {
+      // A pause that met the end of the last piece of work may still be set.
+      body.resume()
       body.setSpeed(this.speed)
       if (this.forceCancelled) body.cancel()
       return await work()
@@ -330,20 +334,7 @@ export class Job {
 
   /** For the transaction: the end, in the documented order. */
   async finalizeSingle(): Promise<void> {
-    const { driver } = this
-    const hooks = [
-      () => (this.error === undefined ? driver.commit?.(this) : driver.abort?.(this)),
-      () => driver.clean?.(this),
-      () => this.#onDone?.(this.error),
-    ]
-    for (const hook of hooks) {
-      try {
-        await hook()
-      } catch (thrown) {
-        // Whatever goes wrong at the end, the job has to end and say so.
-        this.error ??= asBlockError(thrown)
-      }
-    }
+    await runEndHooks(this, this.#onDone)
     if (this.#started) emitEnd(this, (name, data) => this.#emit(name, data))
     this.#setStatus('concluded')
     if (this.autoDismiss || !this.#started) this.#dismiss()
@@ -393,9 +384,11 @@ export class Job {
   #askBodyToRest(): void {
     const body = this.#body
     if (body === undefined || !this.#wantsRest()) return
+    const ask = ++this.#asks
     body.pause().then(
       () => {
-        if (this.#body !== body || !this.#wantsRest()) return
+        // An answer that was overtaken says nothing of what the body does now.
+        if (ask !== this.#asks || this.#body !== body || !this.#wantsRest()) return
         this.#bodyRests = true
         this.busy = false
         this.#showPause()
@@ -407,6 +400,7 @@ export class Job {
   }
 
   #leaveRest(): void {
+    this.#asks++
     if (this.#body !== undefined) {
       this.#leaveBodyRest()
       this.#body.resume()

@@ -4,8 +4,11 @@
  * Invariants:
  * - `offset` never exceeds `len`.
  */
+
+import { asBlockError } from '../util/errors.ts'
 import type { JobEvents, JobReport } from './events.ts'
 import type { Job } from './job.ts'
+import type { JobOptions } from './job-types.ts'
 
 /** The members that every event of a block job has. */
 export function jobReport(job: Job): JobReport {
@@ -29,4 +32,21 @@ export function emitEnd(
   if (error === undefined) emit('BLOCK_JOB_COMPLETED', report)
   else if (job.forceCancelled && error.code === 'ECANCELED') emit('BLOCK_JOB_CANCELLED', report)
   else emit('BLOCK_JOB_COMPLETED', { ...report, error: error.message })
+}
+
+/** Calls what ends a job, in the documented order; whatever fails, the job ends and says so. */
+export async function runEndHooks(job: Job, onDone: JobOptions['onDone']): Promise<void> {
+  const { driver } = job
+  const hooks = [
+    () => (job.error === undefined ? driver.commit?.(job) : driver.abort?.(job)),
+    () => driver.clean?.(job),
+    () => onDone?.(job.error),
+  ]
+  for (const hook of hooks) {
+    try {
+      await hook()
+    } catch (thrown) {
+      job.error ??= asBlockError(thrown)
+    }
+  }
 }

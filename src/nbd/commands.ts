@@ -9,7 +9,6 @@
 import { FLAG, STATUS } from '../block/driver.ts'
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { assert } from '../util/errors.ts'
-import type { BufferPool } from './buffer-pool.ts'
 import type { RequestHeader } from './codec.ts'
 import { NBD_CMD, NBD_CMD_FLAG } from './constants.ts'
 import type { ExportBackend, ExportStatus } from './export.ts'
@@ -18,23 +17,18 @@ import type { NbdSession } from './handshake.ts'
 import type { Output } from './output.ts'
 import type { Replies } from './replies.ts'
 
-/** CACHE reads the range in pieces of this, so that a copy-on-read below sees them. */
-const CACHE_PIECE = 1 << 20
-
 /** What a connection runs its requests with. */
 export class Commands {
   readonly #session: NbdSession
   readonly #backend: ExportBackend
   readonly #out: Output
   readonly #replies: Replies
-  readonly #pool: BufferPool
 
-  constructor(session: NbdSession, out: Output, replies: Replies, pool: BufferPool) {
+  constructor(session: NbdSession, out: Output, replies: Replies) {
     this.#session = session
     this.#backend = session.export.backend
     this.#out = out
     this.#replies = replies
-    this.#pool = pool
   }
 
   /** Runs a checked request; `payload` is a WRITE's data. The header may be reused at once. */
@@ -56,7 +50,7 @@ export class Commands {
         return this.#simple(high, low, () => this.#backend.pwriteZeroes(offset, length, bits))
       }
       case NBD_CMD.CACHE:
-        return this.#simple(high, low, () => this.#prefetch(offset, length))
+        return this.#simple(high, low, () => this.#backend.prefetch(offset, length))
       default:
         return this.#blockStatus(high, low, offset, length, (flags & NBD_CMD_FLAG.REQ_ONE) !== 0)
     }
@@ -196,16 +190,6 @@ export class Commands {
       const flushed = this.#backend.flush()
       if (flushed !== undefined) await flushed
     })
-  }
-
-  async #prefetch(offset: number, length: number): Promise<void> {
-    const scratch = this.#pool.take(Math.min(length, CACHE_PIECE))
-    for (let at = 0; at < length; at += CACHE_PIECE) {
-      const piece = scratch.subarray(0, Math.min(CACHE_PIECE, length - at))
-      const pending = this.#backend.pread(offset + at, piece)
-      if (pending !== undefined) await pending
-    }
-    this.#pool.release(scratch)
   }
 
   async #blockStatus(

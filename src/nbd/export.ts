@@ -44,6 +44,8 @@ export interface ExportBackend {
   pdiscard(offset: number, bytes: number): Pending
   /** Makes every completed write stable. */
   flush(): Pending
+  /** Brings a range closer: what it shows of a backing image is copied to the disk itself. */
+  prefetch(offset: number, bytes: number): Pending
   /** What the start of a range holds, over the whole chain. */
   blockStatus(offset: number, bytes: number): MaybePromise<ExportStatus>
   /** Installs the calls made around a drained section. */

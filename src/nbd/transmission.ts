@@ -82,7 +82,7 @@ export class Transmission {
     this.#idle = idle
     this.#out = new Output(socket, pool, ctx.clock)
     this.#replies = new Replies(this.#out, session.structured)
-    this.#commands = new Commands(session, this.#out, this.#replies, pool)
+    this.#commands = new Commands(session, this.#out, this.#replies)
     socket.on('drain', () => this.#wake())
   }
 

@@ -41,7 +41,7 @@ export function allCommands(services: MonitorServices): CommandTable {
       ...snapshotDeeds(graph),
       ...backupDeeds(services),
     }),
-    nbdCommands(graph, exports),
+    nbdCommands(graph, exports, objects),
     replicationCommands(replication),
     objectCommands(objects, graph),
     yankCommands(graph),

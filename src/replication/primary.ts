@@ -111,10 +111,29 @@ export class PrimaryReplication {
     if (this.#resyncing)
       throw new BlockError('EBUSY', `Node '${this.node.name}' is being resynchronised`)
     this.#resyncing = true
+    // A write that was forwarded already may still be on its way to the source: what is read there
+    // before it ends is old, so its end makes the range missing again.
+    const mark = (offset: number, bytes: number): void => this.#missing?.setRange(offset, bytes)
+    source.writeListeners.add(mark)
+    const { graph } = this.node
+    try {
+      await this.#sendMissing(source, false)
+      await graph.withDrained(source, () => this.#sendMissing(source, true))
+      // A write may have failed behind the copier's back: then the error stays.
+      if (this.missingBytes === 0) this.#clear()
+    } finally {
+      source.writeListeners.delete(mark)
+      this.#resyncing = false
+    }
+  }
+
+  /** One pass over what is missing; `drained`: nobody writes to the source meanwhile. */
+  async #sendMissing(source: BlockNode, drained: boolean): Promise<void> {
     const reader = await BlockBackend.create(this.node.graph, source, {
       perm: PERM.CONSISTENT_READ,
       shared: PERM.ALL,
       description: `resync of '${this.node.name}'`,
+      disableQueuing: drained,
     })
     try {
       for (let at = 0; ; ) {
@@ -123,10 +142,7 @@ export class PrimaryReplication {
         await this.#send(reader, range.offset, range.bytes)
         at = range.offset + range.bytes
       }
-      // A write may have failed behind the copier's back: then the error stays.
-      if (this.missingBytes === 0) this.#clear()
     } finally {
-      this.#resyncing = false
       await reader.close()
     }
   }

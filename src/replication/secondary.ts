@@ -256,13 +256,17 @@ export class SecondaryReplication {
     assert(running !== undefined, 'only a running secondary is stopped')
     await this.node.graph.withDrained(running.disks.secondary, async () => {
       await this.#empty(running)
-      await running.protection?.remove()
-      this.#dropHold(running)
-      this.stage = 'done'
-      this.error = undefined
-      this.#running = undefined
+      await this.#finishStop(running)
     })
     await this.#restoreReadOnly(running)
+  }
+
+  async #finishStop(running: Running): Promise<void> {
+    await running.protection?.remove()
+    this.#dropHold(running)
+    this.stage = 'done'
+    this.error = undefined
+    this.#running = undefined
   }
 
   #dropHold(running: Running): void {
@@ -395,13 +399,25 @@ export class SecondaryReplication {
 
   /** Ends whatever runs, for the end of the node or of the process. */
   async shutdown(): Promise<void> {
-    if (this.stage === 'running') await this.stop()
+    if (this.stage === 'running') await this.#stopAtLast()
     await this.#merge?.cancel()
     await this.#mergeSettled
     const running = this.#running
     this.#running = undefined
     if (running !== undefined) for (const edge of running.edges) this.#detachIfThere(edge)
     for (const backend of this.#fenced.splice(0)) backend.unfence()
+  }
+
+  /** Stops also when a buffer cannot be emptied: its stale data go out of use with the node. */
+  async #stopAtLast(): Promise<void> {
+    try {
+      await this.stop()
+    } catch {
+      const running = this.#running
+      if (running === undefined) return
+      await this.node.graph.withDrained(running.disks.secondary, () => this.#finishStop(running))
+      await this.#restoreReadOnly(running)
+    }
   }
 
   #detachIfThere(edge: BlockChild): void {

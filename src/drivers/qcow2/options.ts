@@ -55,7 +55,7 @@ export function lazyOption(options: BlockdevOptions, header: Header): boolean {
   if (wanted === true && header.version < 3)
     throw new BlockError(
       'EINVAL',
-      'Lazy refcounts require a qcow2 image with at least qcow2 version 3',
+      'Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level',
     )
   if (typeof wanted === 'boolean') return wanted
   return (header.compatible & COMPAT_LAZY_REFCOUNTS) !== 0

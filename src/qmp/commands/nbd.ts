@@ -19,6 +19,7 @@ import {
   textOf,
 } from '../command.ts'
 import { isObject, type JsonObject } from '../json.ts'
+import type { ObjectStore } from '../objects.ts'
 import { bool, list, oneOf, type Schema, str, uint32, union } from '../schema.ts'
 import type { ExportService, ServerAddress } from '../services.ts'
 import { bitmapRef } from './bitmaps.ts'
@@ -48,7 +49,11 @@ const exportAdd = union(
 )
 
 /** The commands about exports. */
-export function nbdCommands(graph: BlockGraph, exports: ExportService): CommandTable {
+export function nbdCommands(
+  graph: BlockGraph,
+  exports: ExportService,
+  objects: ObjectStore,
+): CommandTable {
   return {
     'nbd-server-start': command(
       {
@@ -71,7 +76,7 @@ export function nbdCommands(graph: BlockGraph, exports: ExportService): CommandT
       exports.remove(textOf(args, 'name'), modeOf(args)),
     ),
     'nbd-server-stop': command({}, () => exports.stopServer()),
-    'block-export-add': command(exportAdd, (args) => exportAddCommand(exports, args)),
+    'block-export-add': command(exportAdd, (args) => exportAddCommand(exports, objects, args)),
     'block-export-del': command({ id: str, 'mode?': mode }, (args) =>
       exports.remove(textOf(args, 'id'), modeOf(args)),
     ),
@@ -128,11 +133,17 @@ async function serverAdd(
   })
 }
 
-async function exportAddCommand(exports: ExportService, args: JsonObject): Promise<void> {
+async function exportAddCommand(
+  exports: ExportService,
+  objects: ObjectStore,
+  args: JsonObject,
+): Promise<void> {
   const type = textOf(args, 'type')
   if (type !== 'nbd') throw new BlockError('ENOTSUP', `No driver found for export type ${type}`)
   const iothread = optionalText(args, 'iothread')
-  if (iothread !== undefined) refuse(`iothread "${iothread}" not found`)
+  // Every request runs on the main thread, so the name has only to be right.
+  if (iothread !== undefined && !objects.has(iothread, 'iothread'))
+    refuse(`iothread "${iothread}" not found`)
   const nodeName = textOf(args, 'node-name')
   await exports.add({
     id: textOf(args, 'id'),

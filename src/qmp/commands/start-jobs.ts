@@ -132,6 +132,7 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
   for (const node of chainOf(top, base)) node.blockers.check('commit-target', node.name)
   await startCommit(graph, jobs, pool, {
     jobId: jobIdOf(args),
+    device: root,
     top,
     base,
     backingFile: given ?? nodeFilename(base),

@@ -58,6 +58,10 @@ export class FakeDisk implements ExportBackend {
     return this.#run('flush', () => undefined)
   }
 
+  prefetch(): Pending {
+    return this.#run('prefetch', () => undefined)
+  }
+
   blockStatus(offset: number, bytes: number): ExportStatus | Promise<ExportStatus> {
     const error = this.fail.status
     if (error !== undefined && this.slow) return Promise.reject(error)
