@@ -50,7 +50,8 @@ export class Exports implements ExportService {
     const server = new NbdServer({ ctx: this.#graph.ctx, ...options })
     this.#server = server
     try {
-      await server.listen(address)
+      if (address.type === 'fd') await server.listenFd(address.fd)
+      else await server.listen(address)
     } catch (error) {
       this.#server = undefined
       throw error

@@ -16,6 +16,7 @@ import { makeThrottleDriver, ThrottleGroups } from './drivers/throttle.ts'
 import { jobRegistry } from './job/host.ts'
 import { WorkerPool } from './job/pool.ts'
 import type { JobRegistry } from './job/registry.ts'
+import { ColoSession } from './qmp/colo-session.ts'
 import { EventHub } from './qmp/events.ts'
 import { isObject, type JsonObject, toJson } from './qmp/json.ts'
 import { Monitor } from './qmp/monitor.ts'
@@ -63,6 +64,8 @@ export class Runtime implements AsyncDisposable {
   readonly #backends = new Set<BlockBackend>()
   readonly #hub: EventHub
   readonly #monitor: Monitor
+  readonly #runState: RunState
+  readonly #colo: ColoSession
   #requestQuit!: (reason: QuitReason) => void
   #quitting = false
   #closing: Promise<void> | undefined
@@ -93,6 +96,13 @@ export class Runtime implements AsyncDisposable {
     for (const driver of [...builtinDrivers(), throttle, replication, ...(options.drivers ?? [])]) {
       this.graph.drivers.set(driver.name, driver)
     }
+    this.#runState = new RunState(this.graph.events)
+    this.#colo = new ColoSession({
+      replication: this.replication,
+      events: this.graph.events,
+      runState: this.#runState,
+      clock,
+    })
     this.#monitor = new Monitor(this.#services(), this.#hub)
   }
 
@@ -169,6 +179,7 @@ export class Runtime implements AsyncDisposable {
   }
 
   async #closeAll(): Promise<void> {
+    this.#colo.close()
     await this.exports.close()
     for (const backend of this.#backends) await backend.close()
     await this.replication.shutdownAll()
@@ -189,7 +200,8 @@ export class Runtime implements AsyncDisposable {
       exports,
       replication: this.replication,
       objects: new ObjectStore(objectKinds(this.#groups)),
-      runState: new RunState(graph.events),
+      runState: this.#runState,
+      colo: this.#colo,
       quit: () => this.quit('host-qmp-quit'),
     }
   }

@@ -420,11 +420,12 @@ async function flushOnce(node: BlockNode, driver: BlockDriver, generation: numbe
     const pending = driver.flush(!node.noFlush)
     if (pending !== undefined) await pending
   }
-  if (node.noFlush) return
   for (const edge of node.children.values()) {
     if (edge.role !== 'file' && edge.role !== 'filtered') continue
     const pending = nodeFlush(edge.node)
     if (pending !== undefined) await pending
   }
+  // What was kept from the disk is not stable, should flushes be let through later.
+  if (node.noFlush) return
   node.flushedGeneration = Math.max(node.flushedGeneration, generation)
 }

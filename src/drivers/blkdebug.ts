@@ -201,8 +201,8 @@ class BlkdebugDriver implements BlockDriver, DebugListener {
     return this.#injected('discard', offset, bytes) ?? this.#image.pdiscard(offset, bytes)
   }
 
-  flush(): Pending {
-    return this.#injected('flush', 0, 0)
+  flush(toDisk: boolean): Pending {
+    return toDisk ? this.#injected('flush', 0, 0) : undefined
   }
 
   blockStatus(offset: number, bytes: number): MaybePromise<BlockStatus> {

@@ -18,11 +18,14 @@ const SPARE_BUFFERS = 16
 export class EdgeCopier {
   readonly #file: BlockChild
   readonly #target: BlockChild
+  readonly #dataFlags: number
   readonly #spare: Uint8Array[] = []
 
-  constructor(file: BlockChild, target: BlockChild) {
+  /** `compress`: data is written compressed, which the target can do. */
+  constructor(file: BlockChild, target: BlockChild, compress = false) {
     this.#file = file
     this.#target = target
+    this.#dataFlags = FLAG.SERIALISING | (compress ? FLAG.WRITE_COMPRESSED : 0)
   }
 
   /** Copies a range; zeroes stay zeroes. */
@@ -38,7 +41,7 @@ export class EdgeCopier {
     const buf = whole.subarray(0, bytes)
     try {
       await tagged('read', () => this.#file.pread(offset, buf))
-      await tagged('write', () => this.#target.pwrite(offset, buf, FLAG.SERIALISING))
+      await tagged('write', () => this.#target.pwrite(offset, buf, this.#dataFlags))
     } finally {
       if (this.#spare.length < SPARE_BUFFERS) this.#spare.push(whole)
     }

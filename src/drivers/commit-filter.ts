@@ -1,5 +1,6 @@
 /**
- * The filter that a commit or mirror job puts over its source: passes everything through.
+ * The filter that a commit or mirror job puts over its source: passes everything through. A mirror
+ * may hold every write until it is on the target too.
  *
  * Invariants:
  * - It takes from its child what its own users take, and lets every other user do anything: the
@@ -23,9 +24,15 @@ class CommitFilter implements BlockDriver {
   readonly writeFlags: number = FLAG.FUA | FLAG.WRITE_UNCHANGED
   readonly zeroesFlags: number = FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED | FLAG.NO_FALLBACK
   readonly #file: BlockChild
+  #afterWrite: (() => Pending) | undefined
 
   constructor(file: BlockChild) {
     this.#file = file
+  }
+
+  /** Called after every write on the source; the write ends when what it returns has. */
+  setAfterWrite(hook: (() => Pending) | undefined): void {
+    this.#afterWrite = hook
   }
 
   length(): number {
@@ -37,15 +44,21 @@ class CommitFilter implements BlockDriver {
   }
 
   pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
-    return this.#file.pwrite(offset, buf, flags)
+    return this.#then(this.#file.pwrite(offset, buf, flags))
   }
 
   pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
-    return this.#file.pwriteZeroes(offset, bytes, flags)
+    return this.#then(this.#file.pwriteZeroes(offset, bytes, flags))
   }
 
   pdiscard(offset: number, bytes: number): Pending {
-    return this.#file.pdiscard(offset, bytes)
+    return this.#then(this.#file.pdiscard(offset, bytes))
+  }
+
+  #then(written: Pending): Pending {
+    const hook = this.#afterWrite
+    if (hook === undefined) return written
+    return written === undefined ? hook() : written.then(hook)
   }
 
   reopenPrepare(): PreparedReopen {

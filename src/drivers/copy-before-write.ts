@@ -45,6 +45,7 @@ export interface CopyCounters {
 interface CbwOptions {
   readonly breakSnapshot: boolean
   readonly timeoutMs: number
+  readonly compress: boolean
 }
 
 /** The open filter. Main thread only. */
@@ -75,7 +76,7 @@ export class CopyBeforeWrite implements BlockDriver {
     this.clusterSize = Math.max(CLUSTER_MIN, target.node.driver?.limits.clusterSize ?? 0)
     this.#map = CopyMap.create(Math.ceil(file.length() / this.clusterSize))
     this.#target = target
-    this.#edges = new EdgeCopier(file, target)
+    this.#edges = new EdgeCopier(file, target, options.compress)
   }
 
   /** Who copies; absent or undefined: the filter itself, through its edges. */
@@ -357,7 +358,11 @@ function checked(options: Readonly<Record<string, unknown>>): CbwOptions {
   if (typeof timeout !== 'number' || !Number.isInteger(timeout) || timeout < 0) {
     throw new BlockError('EINVAL', "Parameter 'cbw-timeout' expects a number of seconds")
   }
-  return { breakSnapshot: onError === 'break-snapshot', timeoutMs: timeout * 1000 }
+  return {
+    breakSnapshot: onError === 'break-snapshot',
+    timeoutMs: timeout * 1000,
+    compress: options.compress === true,
+  }
 }
 
 /** The bits of the bitmap that an option names. */

@@ -171,7 +171,9 @@ export const copyOnReadDriver: DriverDefinition = {
     const file = await opener.open('file', options.file as BlockdevRef, 'filtered')
     return new CopyOnReadDriver(node, file, bottomName(node, file.node, options.bottom))
   },
-  childPermissions(_node, _child, above, readOnly) {
+  childPermissions(node, _child, above, readOnly) {
+    // Nothing comes through it yet: a filter that is being put over a disk lets its users be.
+    if (node.parents.size === 0) return { perm: 0, shared: PERM.ALL }
     return {
       perm: above.perm | (readOnly ? 0 : PERM.WRITE_UNCHANGED),
       shared: (above.shared | PERM.WRITE_UNCHANGED) & ~PERM.WRITE,

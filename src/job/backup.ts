@@ -7,6 +7,7 @@
  * - With `sync=none` the job never ends by itself. When a job ends, a filter of its own goes with it; a filter that
  *   belongs to somebody else stays and refuses writes until it is armed again.
  */
+import { FLAG } from '../block/driver.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import { nodeFlush } from '../block/request.ts'
@@ -50,6 +51,8 @@ export interface BackupOptions {
   readonly onTargetError?: OnError | undefined
   /** A filter over `source` that the caller owns and keeps; absent: the job makes its own. */
   readonly filter?: BlockNode | undefined
+  /** Write compressed, which the target has to support. Only with a filter of the job's own. */
+  readonly compress?: boolean | undefined
   /** Name of the job's own filter. */
   readonly filterNodeName?: string | undefined
   /** Bytes a second that are reported; copies before writes are never delayed. */
@@ -117,6 +120,7 @@ export async function createBackup(
   const { source, target } = options
   registry.checkId(options.jobId, options.internal ?? false)
   checkBackup(source, target)
+  if (options.compress === true) checkCompresses(target)
   options.bitmap?.bitmap.checkChangeable()
   const driver = await makeDriver(graph, options)
   const { filterNode } = driver
@@ -145,12 +149,18 @@ export async function createBackup(
   return { job, filterNode, filter: driver.filter, body: driver.body }
 }
 
+function checkCompresses(target: BlockNode): void {
+  if ((target.needDriver().writeFlags & FLAG.WRITE_COMPRESSED) !== 0) return
+  const words = `Compression is not supported for this drive ${target.name}`
+  throw new BlockError('ENOTSUP', words, { node: target.name })
+}
+
 /** Filter and bitmap begin at the same moment. */
 async function makeDriver(graph: BlockGraph, options: BackupOptions): Promise<BackupDriver> {
-  const { source, target, filter, filterNodeName } = options
+  const { source, target, filter, filterNodeName: nodeName, compress } = options
   if (filter !== undefined) return new BackupDriver(graph, filter, false, options)
   return graph.withDrained(source, async () => {
-    const own = await insertCopyBeforeWrite(graph, source, target, filterNodeName)
+    const own = await insertCopyBeforeWrite(graph, source, target, { nodeName, compress })
     try {
       return new BackupDriver(graph, own, true, options)
     } catch (thrown) {

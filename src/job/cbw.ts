@@ -46,12 +46,20 @@ export function copyBeforeWriteOf(node: BlockNode): CopyBeforeWriteFilter {
   throw new BlockError('EINVAL', `Node '${node.name}' is no copy-before-write filter`)
 }
 
+/** How a filter is put over a disk. */
+export interface CopyBeforeWriteOptions {
+  /** Its name; default: an invented one. */
+  readonly nodeName?: string | undefined
+  /** What it saves is written compressed. */
+  readonly compress?: boolean | undefined
+}
+
 /** Puts a filter over `source` that copies to `target`; the caller holds its reference. */
 export function insertCopyBeforeWrite(
   graph: BlockGraph,
   source: BlockNode,
   target: BlockNode,
-  nodeName?: string,
+  { nodeName, compress }: CopyBeforeWriteOptions = {},
 ): Promise<BlockNode> {
   return graph.insertFilter(
     {
@@ -59,6 +67,7 @@ export function insertCopyBeforeWrite(
       file: source.name,
       target: target.name,
       'read-only': source.readOnly,
+      ...(compress === true ? { compress } : {}),
       ...(nodeName === undefined ? {} : { 'node-name': nodeName }),
     },
     source,

@@ -41,6 +41,8 @@ export interface JobDriver {
   clean?(job: Job): MaybePromise<void>
   /** The verb `complete`; absent: the job cannot be completed. */
   complete?(job: Job): void
+  /** A pause was asked for: whoever waits for the job's progress has to be let go. */
+  pausing?(): void
   /** Whether a cancel stops the work (default) or lets the job end in order. */
   cancelIsHard?(job: Job, force: boolean): boolean
 }

@@ -124,6 +124,7 @@ export class Job {
   /** One pause more (drain, user). The job rests when `busy` has become false. */
   pause(): void {
     this.pauseCount += 1
+    this.driver.pausing?.()
     this.#askBodyToRest()
     this.#showPause()
     this.kick()

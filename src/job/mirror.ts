@@ -12,6 +12,7 @@ import type { BlockBackend } from '../block/backend.ts'
 import type { BlockChild } from '../block/child.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { asBlockError, BlockError, fromRecord, ioError } from '../util/errors.ts'
 import { WorkerBody } from './body.ts'
@@ -48,6 +49,8 @@ export interface MirrorPlan {
   readonly dirty: DirtyBitmap
   /** Marks what is to be copied at first. */
   readonly scan: (job: Job) => Promise<void>
+  /** Once ready, a guest's write ends when it is on the target too; default false. */
+  readonly writeBlocking?: boolean | undefined
   /** Complete as soon as the copy is complete. */
   readonly autoComplete: boolean
   /** Show the status `ready` in between; default true. */
@@ -79,6 +82,7 @@ export class MirrorDriver implements JobDriver {
   #held = false
   #frozen: readonly BlockChild[] = []
   #pivoted = false
+  readonly #writers = new Set<() => void>()
 
   constructor(plan: MirrorPlan) {
     this.#plan = plan
@@ -101,6 +105,7 @@ export class MirrorDriver implements JobDriver {
     job.progressSource = () => this.#progress(job)
     const { filter, base } = this.#plan
     if (base !== undefined) this.#frozen = freezeChain(filter, base)
+    if (this.#plan.writeBlocking === true) this.#setAfterWrite(() => this.#hold(job))
   }
 
   /** Stops noting writes; for a job that was never created. */
@@ -126,12 +131,28 @@ export class MirrorDriver implements JobDriver {
     await this.#flushFor(job)
     if (plan.showReady ?? true) job.becomeReady()
     while (!this.#mayEnd(job)) {
+      // Whoever wrote before a round is covered by its first pass.
+      const writers = [...this.#writers]
       if (plan.dirty.count > 0) await this.#copy(job, { remaining: 0, passes: MOST_PASSES })
-      else await job.waitKick()
+      else if (writers.length === 0) await job.waitKick()
+      this.#letGo(writers)
     }
+    this.pausing()
     if (job.forceCancelled) return
     await this.#copy(job, { remaining: LAST_COPY_BYTES, passes: MOST_PASSES })
     await this.#flushFor(job)
+  }
+
+  /** Lets every held write end: what it wrote is dirty and will be copied. */
+  pausing(): void {
+    this.#letGo([...this.#writers])
+  }
+
+  #letGo(writers: readonly (() => void)[]): void {
+    for (const end of writers) {
+      this.#writers.delete(end)
+      end()
+    }
   }
 
   complete(): void {
@@ -169,6 +190,8 @@ export class MirrorDriver implements JobDriver {
 
   async clean(): Promise<void> {
     const { graph, filter, top, source, target } = this.#plan
+    this.#setAfterWrite(undefined)
+    this.pausing()
     await this.#body?.finish()
     top.writeListeners.delete(this.#mark)
     unfreezeChain(this.#frozen)
@@ -180,6 +203,22 @@ export class MirrorDriver implements JobDriver {
     if (this.#held) graph.drainedEnd(filter)
     await graph.settled()
     await this.#plan.restore(this.#pivoted)
+  }
+
+  /** Holds a write until a round of copying that began after it has ended. */
+  #hold(job: Job): Pending {
+    if (!job.ready || job.pauseCount > 0 || this.#mayEnd(job)) return undefined
+    return new Promise((resolve) => {
+      this.#writers.add(resolve)
+      job.kick()
+    })
+  }
+
+  #setAfterWrite(hook: (() => Pending) | undefined): void {
+    const { driver } = this.#plan.filter
+    if (driver !== undefined && 'setAfterWrite' in driver) {
+      ;(driver as WriteHolder).setAfterWrite(hook)
+    }
   }
 
   /** A worker writes behind the back of the nodes, which would see nothing to make stable. */
@@ -257,6 +296,11 @@ export class MirrorDriver implements JobDriver {
     const length = this.#plan.top.driver?.length() ?? 0
     job.total = done + Math.min(this.#plan.dirty.dirtyBytes, length)
   }
+}
+
+/** A filter that can hold writes. */
+interface WriteHolder {
+  setAfterWrite(hook: (() => Pending) | undefined): void
 }
 
 /** Tells a node, and those that hold its data, that something was written. */

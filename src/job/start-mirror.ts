@@ -36,6 +36,8 @@ export interface MirrorOptions {
   readonly speed?: number | undefined
   /** Size of a dirty region in bytes; a power of two from 512 to 64 MiB. */
   readonly granularity?: number | undefined
+  /** `write-blocking`: once ready, a guest's write ends when it is on the target too. */
+  readonly copyMode?: 'background' | 'write-blocking' | undefined
   /** Name of the filter that sits over the source meanwhile. */
   readonly filterNodeName?: string | undefined
   /** What to do about an error; default `report`. */
@@ -89,6 +91,7 @@ export async function startMirror(
       target: to,
       dirty,
       scan: (job) => scan(graph, job, options, base, dirty),
+      writeBlocking: options.copyMode === 'write-blocking',
       autoComplete: false,
       pivotFrom: options.replaces === undefined ? undefined : graph.find(options.replaces),
       pivotTo: target,

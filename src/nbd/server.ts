@@ -6,7 +6,7 @@
  * - Above the limit of connections a client waits, ungreeted, until another one leaves.
  * - Every client of an export stops being read while the disk of the export is quiesced.
  */
-import { lstatSync, statSync, unlinkSync } from 'node:fs'
+import { fstatSync, lstatSync, statSync, unlinkSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { dirname } from 'node:path'
 import type { AioContext } from '../aio/aio-context.ts'
@@ -97,6 +97,16 @@ export class NbdServer implements ConnectionHost {
       return
     }
     await this.#listenInet(address)
+  }
+
+  /**
+   * Takes clients from a listening socket that the process was started with. Errors: EINVAL for a
+   * number that is no such socket, EBUSY when the server runs.
+   */
+  async listenFd(fd: number): Promise<void> {
+    if (this.#server !== undefined) throw new BlockError('EBUSY', 'NBD server already running')
+    if (!isSocket(fd)) throw new BlockError('EINVAL', `File descriptor '${fd}' is not a socket`)
+    this.#server = await this.#open({ fd }, { type: 'unix', path: `fd:${fd}` })
   }
 
   /** Offers a disk. Errors: EEXIST for a name in use, EINVAL for texts that are too long. */
@@ -225,7 +235,7 @@ export class NbdServer implements ConnectionHost {
   }
 
   #open(
-    where: { path: string } | { host?: string; port: number },
+    where: { path: string } | { host?: string; port: number } | { fd: number },
     address: NbdAddress,
   ): Promise<Server> {
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>
@@ -239,6 +249,15 @@ export class NbdServer implements ConnectionHost {
         resolve(server)
       })
     })
+  }
+}
+
+// The first three belong to the program itself.
+function isSocket(fd: number): boolean {
+  try {
+    return fd > 2 && fstatSync(fd).isSocket()
+  } catch {
+    return false
   }
 }
 

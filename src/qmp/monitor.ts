@@ -9,6 +9,7 @@ import type { AioContext } from '../aio/aio-context.ts'
 import { assert } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
 import { bitmapCommands, bitmapDeeds } from './commands/bitmaps.ts'
+import { coloCommands } from './commands/colo.ts'
 import { humanCommands } from './commands/human.ts'
 import { jobCommands } from './commands/jobs.ts'
 import { nbdCommands } from './commands/nbd.ts'
@@ -27,7 +28,7 @@ import { type MonitorAddress, MonitorServer } from './socket.ts'
 
 /** Every command of a program. */
 export function allCommands(services: MonitorServices): CommandTable {
-  const { graph, jobs, exports, objects, replication, runState } = services
+  const { graph, jobs, exports, colo, objects, replication, runState } = services
   const families: CommandTable[] = [
     sessionCommands({ names: () => Object.keys(table), quit: () => services.quit() }),
     runStateCommands(runState),
@@ -42,7 +43,8 @@ export function allCommands(services: MonitorServices): CommandTable {
       ...backupDeeds(services),
     }),
     nbdCommands(graph, exports, objects),
-    replicationCommands(replication),
+    replicationCommands(replication, graph),
+    coloCommands(colo),
     objectCommands(objects, graph),
     yankCommands(graph),
     humanCommands(graph, jobs),

@@ -16,8 +16,12 @@ export class RunState {
     this.#events = events
   }
 
+  /** A primary is still to come. */
+  waiting = false
+
   /** The word that managers read. */
-  get status(): 'running' | 'paused' {
+  get status(): 'running' | 'paused' | 'inmigrate' {
+    if (this.waiting) return 'inmigrate'
     return this.#running ? 'running' : 'paused'
   }
 

@@ -5,8 +5,11 @@
  * - The monitor owns none of it: every service lives as long as the runtime, not the connection.
  */
 import type { BlockGraph } from '../block/graph.ts'
+import type { BlockNode } from '../block/node.ts'
 import type { WorkerPool } from '../job/pool.ts'
 import type { JobRegistry } from '../job/registry.ts'
+import type { ReplicationStatus } from '../replication/registry.ts'
+import type { ColoSession } from './colo-session.ts'
 import type { ObjectStore } from './objects.ts'
 import type { RunState } from './run-state.ts'
 
@@ -44,6 +47,7 @@ export interface ExportInfo {
 export type ServerAddress =
   | { readonly type: 'unix'; readonly path: string }
   | { readonly type: 'inet'; readonly host: string; readonly port: number; readonly to?: number }
+  | { readonly type: 'fd'; readonly fd: number }
 
 /** The NBD server and what it exports. */
 export interface ExportService {
@@ -69,6 +73,12 @@ export interface ReplicationControl {
   stopAll(failover: boolean): Promise<void>
   /** Throws what replication has to complain of. */
   getErrorAll(): void
+  /** Every replication node, newest first. */
+  list(): ReplicationStatus[]
+  /** Sends a primary's missing ranges again, read from `source`. Errors: EINVAL, those of the copy. */
+  resync(nodeName: string, source: BlockNode): Promise<void>
+  /** Tries the failed merge of a secondary again. Errors: EINVAL when none has failed. */
+  retryFailover(nodeName: string): Promise<void>
 }
 
 /** Everything that commands reach. */
@@ -79,6 +89,7 @@ export interface MonitorServices {
   readonly pool: WorkerPool
   readonly exports: ExportService
   readonly replication: ReplicationControl
+  readonly colo: ColoSession
   readonly objects: ObjectStore
   readonly runState: RunState
   /** Asks for an orderly end of the program; returns at once. */

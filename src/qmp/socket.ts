@@ -45,6 +45,20 @@ export function parseMonitorAddress(text: string): MonitorAddress {
   throw new BlockError('EINVAL', `monitor address '${text}' is neither unix:PATH nor tcp:HOST:PORT`)
 }
 
+/** Starts to listen. Errors: EBUSY when somebody else has the address, EINVAL, EACCES … */
+export async function listenOn(server: net.Server, address: MonitorAddress): Promise<void> {
+  if (address.type === 'unix') await clearSocketPath(address.path)
+  const where = address.type === 'unix' ? address.path : `${address.host}:${address.port}`
+  const options = address.type === 'unix' ? { path: address.path } : address
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error) => reject(bindError(error, where)))
+    server.listen(options, resolve)
+  })
+  server.on('error', () => {
+    // Accepting one client failed (out of descriptors); the others are not concerned.
+  })
+}
+
 /** A listening monitor. */
 export class MonitorServer {
   readonly #commands: CommandTable
@@ -67,16 +81,7 @@ export class MonitorServer {
 
   /** Starts to listen. Errors: EBUSY when somebody else has the address, EINVAL, EACCES … */
   async listen(address: MonitorAddress): Promise<void> {
-    if (address.type === 'unix') await clearSocketPath(address.path)
-    const where = address.type === 'unix' ? address.path : `${address.host}:${address.port}`
-    const options = address.type === 'unix' ? { path: address.path } : address
-    await new Promise<void>((resolve, reject) => {
-      this.#server.once('error', (error) => reject(bindError(error, where)))
-      this.#server.listen(options, resolve)
-    })
-    this.#server.on('error', () => {
-      // Accepting one client failed (out of descriptors); the others are not concerned.
-    })
+    await listenOn(this.#server, address)
   }
 
   /** The TCP port, when it is one. */

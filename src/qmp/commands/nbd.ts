@@ -98,10 +98,16 @@ function serverAddress(args: JsonObject): ServerAddress {
     case 'inet':
       return inetAddress(textOf(data, 'host'), textOf(data, 'port'), optionalNumber(data, 'to'))
     case 'fd':
-      return refuse('only QEMU supports file descriptor passing')
+      return { type: 'fd', fd: inheritedFd(textOf(data, 'str')) }
     default:
       return refuse('socket type vsock is not supported')
   }
+}
+
+/** A descriptor that the program was started with; no other way leads one in. */
+function inheritedFd(text: string): number {
+  if (!/^[0-9]{1,5}$/.test(text)) refuse(`File descriptor named '${text}' has not been found`)
+  return Number(text)
 }
 
 function inetAddress(host: string, portText: string, to: number | undefined): ServerAddress {

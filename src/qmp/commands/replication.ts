@@ -4,14 +4,19 @@
  * Invariants:
  * - The status query never fails: it says what is wrong.
  */
+import type { BlockGraph } from '../../block/graph.ts'
+import type { ReplicationStatus } from '../../replication/registry.ts'
 import { asBlockError } from '../../util/errors.ts'
-import { type CommandTable, command, flagOf, refuse } from '../command.ts'
+import { type CommandTable, command, flagOf, refuse, textOf } from '../command.ts'
 import type { JsonValue } from '../json.ts'
-import { bool } from '../schema.ts'
+import { bool, str } from '../schema.ts'
 import type { ReplicationControl } from '../services.ts'
 
 /** The commands about replication. */
-export function replicationCommands(replication: ReplicationControl): CommandTable {
+export function replicationCommands(
+  replication: ReplicationControl,
+  graph: BlockGraph,
+): CommandTable {
   return {
     'xen-set-replication': command(
       { enable: bool, primary: bool, 'failover?': bool },
@@ -26,6 +31,31 @@ export function replicationCommands(replication: ReplicationControl): CommandTab
     ),
     'xen-colo-do-checkpoint': command({}, () => replication.checkpointAll()),
     'query-xen-replication-status': command({}, () => replicationStatus(replication)),
+    'query-replication': command({}, () => replication.list().map(shown)),
+    'x-replication-resync': command({ 'node-name': str, source: str }, (args) =>
+      replication.resync(
+        textOf(args, 'node-name'),
+        graph.lookup(undefined, textOf(args, 'source')),
+      ),
+    ),
+    'x-replication-retry-failover': command({ 'node-name': str }, (args) =>
+      replication.retryFailover(textOf(args, 'node-name')),
+    ),
+  }
+}
+
+function shown(status: ReplicationStatus): JsonValue {
+  return {
+    'node-name': status.node,
+    mode: status.mode,
+    stage: status.stage,
+    ...(status.error === undefined ? {} : { error: status.error }),
+    epoch: status.epoch,
+    'last-pause-ms': status.lastPauseMs,
+    'copied-bytes': status.copiedBytes,
+    'forward-failures': status.forwardFailures,
+    'missing-bytes': status.missingBytes,
+    'copy-failures': status.copyFailures,
   }
 }
 

@@ -177,6 +177,7 @@ async function blockdevBackup(
     source,
     target: to,
     ...backupSync(args, source),
+    compress: args.compress === true,
     onSourceError: policyOf(args, 'on-source-error'),
     onTargetError: policyOf(args, 'on-target-error'),
     ...commonOptions(args),
@@ -196,7 +197,6 @@ function backupSync(args: JsonObject, source: BlockNode): BackupSync {
   const sync = textOf(args, 'sync')
   const name = optionalText(args, 'bitmap')
   const given = optionalText(args, 'bitmap-mode')
-  if (args.compress === true) refuse('Compression is not supported for this drive')
   const byBitmap = sync === 'bitmap' || sync === 'incremental'
   if (name === undefined) {
     if (given !== undefined) refuse('Cannot specify bitmap sync mode without a bitmap')
@@ -242,6 +242,7 @@ async function blockdevMirror(services: MonitorServices, args: JsonObject): Prom
     sync: sync === 'top' || sync === 'none' ? sync : 'full',
     replaces: optionalText(args, 'replaces'),
     granularity: optionalNumber(args, 'granularity'),
+    copyMode: args['copy-mode'] === 'write-blocking' ? 'write-blocking' : 'background',
     onSourceError: policyOf(args, 'on-source-error'),
     onTargetError: policyOf(args, 'on-target-error'),
     ...commonOptions(args),

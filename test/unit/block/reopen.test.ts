@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { AioContext } from '../../../src/aio/aio-context.ts'
-import type { BlockdevOptions } from '../../../src/block/driver.ts'
+import { BlockBackend } from '../../../src/block/backend.ts'
+import { type BlockdevOptions, PERM } from '../../../src/block/driver.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
 import { builtinDrivers } from '../../../src/runtime-drivers.ts'
 
@@ -48,4 +49,28 @@ test('block / reopen / an option that an inline child no longer names gets its d
   expect(child().detectZeroes).toBe('on')
   await reopen(tree)
   expect(child().detectZeroes).toBe('off')
+})
+
+test('block / flush / no-flush holds for the node and its inline children, not for a named one', async () => {
+  const events = { event: 'none', iotype: 'flush', errno: 5 }
+  const bad = {
+    driver: 'blkdebug',
+    'node-name': 'bad',
+    image: disk('disk'),
+    'inject-error': [events],
+  }
+  await graph.add(bad)
+  const over = { driver: 'raw', 'node-name': 'top', file: 'bad', cache: { 'no-flush': true } }
+  const top = await graph.add(over)
+  const backend = await BlockBackend.create(graph, top, { perm: PERM.WRITE, shared: PERM.ALL })
+  await backend.pwrite(0, new Uint8Array(512))
+  await expect(async () => backend.flush()).rejects.toMatchObject({ code: 'EIO' })
+  await backend.close()
+  await graph.remove('top')
+  await graph.remove('bad')
+  const whole = await graph.add({ ...over, file: bad })
+  const other = await BlockBackend.create(graph, whole, { perm: PERM.WRITE, shared: PERM.ALL })
+  await other.pwrite(0, new Uint8Array(512))
+  await other.flush()
+  await other.close()
 })

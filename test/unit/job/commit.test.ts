@@ -292,3 +292,53 @@ test('job / commit / keeps commands and other jobs off its nodes', async () => {
   expect(p.guest.node).toBe(p.base)
   expect(p.base.blockers.reason('resize')?.message).toMatch(/used as backing hd/)
 })
+
+test('job / commit / inactive / the overlay moves to the base, which grows', async () => {
+  const plain = plainDisk(2 * MIB)
+  const { open } = plain.definition
+  let length = MIB
+  await using b = bench({
+    ...plain.definition,
+    open: async (node, options, opener) => ({
+      ...(await open(node, options, opener)),
+      length: () => length,
+      truncate: (size) => {
+        length = size
+      },
+    }),
+  })
+  const base = await b.add({ driver: 'plain', 'node-name': 'base' })
+  const mid = await b.add({
+    driver: 'memory',
+    'node-name': 'mid',
+    size: 2 * MIB,
+    backing: 'base',
+  })
+  const writer = await b.guest(mid)
+  await writer.pwrite(0, pattern(0x22, 2 * MIB))
+  await writer.close()
+  const top = await b.add({
+    driver: 'memory',
+    'node-name': 'top',
+    size: 2 * MIB,
+    backing: 'mid',
+  })
+  const guest = await b.guest(top)
+  const job = await startCommit(b.graph, b.registry, b.pool, {
+    jobId: 'c',
+    device: top,
+    top: mid,
+    base,
+    autoComplete: true,
+    showReady: false,
+  })
+  await guest.pwrite(MIB, pattern(0x33, 4096))
+  await job.done
+  expect(job.error?.message).toBe(undefined)
+  expect(b.events).not.toContain('BLOCK_JOB_READY')
+  expect(top.chainNext).toBe(base)
+  expect(base.length()).toBe(2 * MIB)
+  expect(isAll(await readAt(await b.guest(base), 0, 2 * MIB), 0x22)).toBe(true)
+  expect(isAll(await readAt(guest, MIB, 4096), 0x33)).toBe(true)
+  expectAtRest(b)
+})

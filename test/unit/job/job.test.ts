@@ -199,6 +199,69 @@ describe('job', () => {
     }
   })
 
+  test('job / pause / one that meets the end of a piece does not hold the next', async () => {
+    const { registry } = setup()
+    const first = new Gate()
+    let paused = false
+    const body = {
+      pause: () => {
+        paused = true
+        return new Promise<void>(() => undefined)
+      },
+      resume: () => {
+        paused = false
+      },
+      cancel: () => undefined,
+      setSpeed: () => undefined,
+    }
+    const job = registry.create({
+      id: 'j',
+      driver: driver(async (self) => {
+        await self.runBody(body, () => first.opened)
+        await self.runBody(body, async () => expect(paused).toBe(false))
+      }),
+    })
+    job.start()
+    await idle()
+    job.pause()
+    first.open()
+    await idle()
+    expect([paused, job.busy]).toEqual([true, false])
+    job.resume()
+    await job.done
+    expect(job.error).toBeUndefined()
+  })
+
+  test('job / pause / an answer that was overtaken does not count', async () => {
+    const { registry } = setup()
+    const work = new Gate()
+    const answers: (() => void)[] = []
+    const body = {
+      pause: () => new Promise<void>((resolve) => answers.push(resolve)),
+      resume: () => undefined,
+      cancel: () => undefined,
+      setSpeed: () => undefined,
+    }
+    const job = registry.create({
+      id: 'j',
+      driver: driver((self) => self.runBody(body, () => work.opened)),
+    })
+    job.start()
+    await idle()
+    job.pause()
+    job.resume()
+    job.pause()
+    answers[0]?.()
+    await idle()
+    expect(job.busy).toBe(true)
+    answers[1]?.()
+    await idle()
+    expect(job.busy).toBe(false)
+    job.resume()
+    work.open()
+    await job.done
+  })
+
   test('job / pause / a cancel overrides it', async () => {
     const { registry } = setup()
     const job = registry.create({ id: 'j', driver: driver((self) => self.pausePoint() ?? idle()) })

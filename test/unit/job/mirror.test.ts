@@ -148,3 +148,40 @@ test('job / backup / full / an error of the target ends it', async () => {
   await p.guest.pwrite(0, pattern(0x22, 512))
   expect(p.guest.node).toBe(p.source)
 })
+
+test('job / mirror / write-blocking / a write that ended is on the target', async () => {
+  const disk = plainDisk(4 * MIB)
+  await using b = bench(disk.definition)
+  const p = await pair(b, 4 * MIB, 'plain')
+  const job = await p.mirror({ copyMode: 'write-blocking' })
+  await until(() => job.ready)
+  for (let i = 0; i < 8; i++) {
+    await p.guest.pwrite(i * 65536 + 512, pattern(0x20 + i, 4096))
+    expect(disk.data[i * 65536 + 512]).toBe(0x20 + i)
+  }
+  job.userCancel(false)
+  await job.done
+  expect(job.error).toBeUndefined()
+})
+
+test('job / mirror / write-blocking / a drain, a pause and a failing target hold no write', async () => {
+  const disk = plainDisk(4 * MIB)
+  await using b = bench(disk.definition)
+  const p = await pair(b, 4 * MIB, 'plain')
+  const job = await p.mirror({ copyMode: 'write-blocking' })
+  await until(() => job.ready)
+  const held = p.guest.pwrite(MIB, pattern(0x33, 4096))
+  await b.graph.drainedBegin(p.source)
+  await held
+  b.graph.drainedEnd(p.source)
+  job.userPause()
+  await until(() => job.status === 'standby')
+  await p.guest.pwrite(2 * MIB, pattern(0x34, 4096))
+  disk.fail.push(new BlockError('EIO', 'broken'))
+  job.userResume()
+  await p.guest.pwrite(3 * MIB, pattern(0x35, 4096))
+  await job.done
+  expect(job.error?.code).toBe('EIO')
+  expect((await readAt(p.guest, 3 * MIB, 1))[0]).toBe(0x35)
+  expect(p.guest.node).toBe(p.source)
+})

@@ -10,12 +10,15 @@ import { ThrottleGroups } from '../../../src/drivers/throttle.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
 import { WorkerPool } from '../../../src/job/pool.ts'
 import type { JobRegistry } from '../../../src/job/registry.ts'
+import { ColoSession } from '../../../src/qmp/colo-session.ts'
 import type { CommandTable } from '../../../src/qmp/command.ts'
 import type { JsonObject, JsonValue } from '../../../src/qmp/json.ts'
 import { allCommands } from '../../../src/qmp/monitor.ts'
 import { ObjectStore } from '../../../src/qmp/objects.ts'
 import { RunState } from '../../../src/qmp/run-state.ts'
 import { validate } from '../../../src/qmp/schema.ts'
+import type { ReplicationControl } from '../../../src/qmp/services.ts'
+import type { ReplicationStatus } from '../../../src/replication/registry.ts'
 import { builtinDrivers } from '../../../src/runtime-drivers.ts'
 import { Exports } from '../../../src/runtime-exports.ts'
 import { objectKinds } from '../../../src/runtime-objects.ts'
@@ -34,26 +37,46 @@ export class Rig {
   readonly calls: string[] = []
   /** What replication complains of. */
   broken: BlockError | undefined
+  /** Orders that fail. */
+  failing: Record<string, BlockError> = {}
+  /** What replication says of its nodes. */
+  statuses: ReplicationStatus[] = []
+
+  readonly colo: ColoSession
 
   constructor() {
+    const runState = new RunState(this.graph.events)
+    const { clock } = this.graph.ctx
+    const replication: ReplicationControl = {
+      startAll: async (mode) => this.#order(`start ${mode}`),
+      checkpointAll: async () => this.#order('checkpoint'),
+      stopAll: async (failover) => this.#order(`stop ${failover}`),
+      getErrorAll: () => {
+        if (this.broken !== undefined) throw this.broken
+      },
+      list: () => this.statuses,
+      resync: async (name, source) => this.#order(`resync ${name} from ${source.name}`),
+      retryFailover: async (name) => this.#order(`retry ${name}`),
+    }
+    this.colo = new ColoSession({ replication, events: this.graph.events, runState, clock })
     this.commands = allCommands({
       graph: this.graph,
       jobs: this.jobs,
       pool: this.pool,
       exports: this.exports,
-      replication: {
-        startAll: async (mode) => void this.calls.push(`start ${mode}`),
-        checkpointAll: async () => void this.calls.push('checkpoint'),
-        stopAll: async (failover) => void this.calls.push(`stop ${failover}`),
-        getErrorAll: () => {
-          if (this.broken !== undefined) throw this.broken
-        },
-      },
+      replication,
+      colo: this.colo,
       objects: new ObjectStore(objectKinds(new ThrottleGroups(this.graph.ctx))),
-      runState: new RunState(this.graph.events),
+      runState,
       quit: () => void this.calls.push('quit'),
     })
     this.graph.events.onAny((name, data) => this.calls.push(`${name} ${JSON.stringify(data)}`))
+  }
+
+  #order(text: string): void {
+    this.calls.push(text)
+    const error = this.failing[text]
+    if (error !== undefined) throw error
   }
 
   /** Runs a command; its result. */
@@ -73,6 +96,7 @@ export class Rig {
   }
 
   async close(): Promise<void> {
+    this.colo.close()
     await this.exports.close()
     await this.jobs.cancelAll()
     await this.graph.close()
