@@ -31,7 +31,7 @@ const only = process.env.CELL?.split(',').map((each) => each.trim())
 
 async function playAll(action: (typeof ACTIONS)[number]): Promise<string[]> {
   const bad: string[] = []
-  for (const operation of OPERATIONS)
+  for (let rep = 0; rep < Number(process.env.REPEAT ?? 1); rep++) for (const operation of OPERATIONS)
     for (const fault of FAULTS) {
       const name = `${operation}, ${action}, ${fault}`
       if (only !== undefined && only.join(', ') !== name) continue

@@ -214,6 +214,15 @@ class Cell {
     }
   }
 
+  /** Gives everything back; also that has to come to an end. */
+  async end(): Promise<void> {
+    try {
+      await this.#within(this.#stage[Symbol.asyncDispose](), 'the end of the stage')
+    } catch (thrown) {
+      if (!(thrown instanceof Stop)) throw thrown
+    }
+  }
+
   /** Ends the cell with a sentence. */
   #fail(sentence: string): never {
     this.problems.push(sentence)
@@ -536,8 +545,9 @@ export async function playCell(
   fault: Fault,
   options: CellOptions,
 ): Promise<Outcome> {
-  await using stage = new ProofStage({ size: SIZE, ...options })
+  const stage = new ProofStage({ size: SIZE, ...options })
   const cell = new Cell(stage, operation, action, fault)
   await cell.play()
+  await cell.end()
   return { problems: cell.problems, overlapped: cell.overlapped, faults: cell.faults }
 }
