@@ -9,7 +9,9 @@
  *   the data below.
  * - Once protection is lost, every write fails until `rearm`.
  */
+
 import type { BlockChild } from '../block/child.ts'
+import type { ClusterCopier } from '../block/cluster-copier.ts'
 import type { BlockDriver, BlockdevRef, BlockLimits, DriverDefinition } from '../block/driver.ts'
 import { FLAG, NO_LIMITS, PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
@@ -23,12 +25,6 @@ import { EdgeCopier } from './cbw-edge-copier.ts'
 const CLUSTER_MIN = 65536
 /** Longest run that is copied at once, in bytes; a longer write is copied in turns. */
 const RUN_BYTES = 1024 * 1024
-
-/** Copies a cluster-aligned range from `file` to `target`; used while the range is claimed. */
-export interface ClusterCopier {
-  /** Errors: whatever kept the copy from being complete. */
-  copy(offset: number, bytes: number): Promise<void>
-}
 
 /** What the filter did so far. */
 export interface CopyCounters {

@@ -4,16 +4,11 @@
  * Invariants:
  * - A node qualifies by what its driver can do, so this room needs no driver's file.
  */
+import type { ClusterCopier } from '../block/cluster-copier.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { BlockError } from '../util/errors.ts'
-
-/** Copies a claimed range from the source to the target. */
-export interface ClusterCopier {
-  /** Errors: whatever kept the copy from being complete. */
-  copy(offset: number, bytes: number): Promise<void>
-}
 
 /** The filter's own surface; see the driver for each member. */
 export interface CopyBeforeWriteFilter {

@@ -6,10 +6,11 @@
  * - Every copy settles: with the answer, or with the cause of the worker's death.
  * - The host's wait on the ring of answers is held only while answers are due.
  */
+
+import type { ClusterCopier } from '../block/cluster-copier.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { Ring } from '../sync/ring.ts'
 import { BlockError, type ErrorRecord, fromRecord } from '../util/errors.ts'
-import type { ClusterCopier } from './cbw.ts'
 import { ANSWER_SLOTS } from './cluster-server.ts'
 
 interface Waiter {

@@ -357,7 +357,10 @@ class Cell {
     await this.#turnsUntil(() => acted, 20)
     if (this.#fault === 'lost connection') this.#client?.yank()
     for (const tap of taps.all()) tap.release()
-    const all = await this.#within(Promise.all([...early, action, ...late]), this.#action)
+    const [own, other, lateOwn, lateOther] = [...early, ...late]
+    const parts = [...Object.entries({ own, other, action, lateOwn, lateOther })] as [string, Promise<Happening>][]
+    const all: Happening[] = []
+    for (const [n, p] of parts) { try { all.push(await this.#within(p, n)) } catch (e) { this.problems.push(JSON.stringify(this.#stage.jobs.all().map(j=>[j.status, j.id])) + this.#stage.restless().join()+ JSON.stringify(this.#stage.status())); throw e } }
     await this.#within(registry.settled(), 'the merge')
     await this.#rest()
     for (const tap of taps.all()) tap.clear()
