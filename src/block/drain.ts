@@ -39,20 +39,30 @@ export class Drains {
     return new Promise((resolve) => {
       const watched = new Set<BlockNode>()
       const look = (): void => {
-        if (quiet()) {
-          this.#waiters.delete(look)
-          resolve()
-          return
+        // A worker may end its request, or back off from a closed gate, between two looks. Nobody
+        // would tell then, so look again until there is somebody who will.
+        for (;;) {
+          if (quiet()) {
+            this.#waiters.delete(look)
+            resolve()
+            return
+          }
+          let kicked = roots.length === 0
+          for (const root of roots) if (this.#watch(root, watched, look)) kicked = true
+          if (kicked || watched.size > 0) return
         }
-        for (const root of roots) this.#watch(root, watched, look)
       }
       this.#waiters.add(look)
       look()
     })
   }
 
-  /** Looks again when the requests in flight at `node`, or above it, have ended. */
-  #watch(node: BlockNode, watched: Set<BlockNode>, look: () => void): void {
+  /**
+   * Looks again when the requests in flight at `node`, or above it, have ended. Answers whether a
+   * backend or a job above is busy, which kicks when it is done.
+   */
+  #watch(node: BlockNode, watched: Set<BlockNode>, look: () => void): boolean {
+    let kicked = false
     if (node.gate.inFlight > 0 && !watched.has(node)) {
       watched.add(node)
       const idle = node.gate.whenIdle()
@@ -63,8 +73,11 @@ export class Drains {
       if (idle !== undefined) void idle.then(again)
       else watched.delete(node)
     }
-    for (const edge of node.parents)
-      if (edge.owner.ownerKind === 'node') this.#watch(edge.owner as BlockNode, watched, look)
+    for (const edge of node.parents) {
+      if (edge.owner.ownerKind !== 'node') kicked ||= edge.owner.drainedPoll(edge)
+      else if (this.#watch(edge.owner as BlockNode, watched, look)) kicked = true
+    }
+    return kicked
   }
 
   /** Begins a section on one node. */
