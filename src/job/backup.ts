@@ -182,6 +182,8 @@ class BackupDriver implements JobDriver {
   #client: ClusterClient | undefined
   #death: BlockError | undefined
   #job: Job | undefined
+  /** Bytes that turned out to need no copy. */
+  #skipped = 0
   body: WorkerBody | undefined
 
   constructor(graph: BlockGraph, filterNode: BlockNode, own: boolean, options: BackupOptions) {
@@ -229,9 +231,13 @@ class BackupDriver implements JobDriver {
   async adopt(job: Job, nodes: readonly (readonly [BlockNode, string])[]): Promise<void> {
     this.#job = job
     this.#edges = new JobEdges(this.#graph, job)
+    // The filter is gone by the time somebody asks for the last time.
+    const { source, sync } = this.#options
+    const length = source.length()
+    const planned = sync === 'bitmap' ? (this.#part?.rest.dirtyBytes ?? length) : length
     job.progressSource = () => {
       job.current = this.filter.counters.totalBytes
-      job.total = Math.max(job.current, this.filterNode.driver?.length() ?? 0)
+      job.total = Math.max(job.current, planned - this.#skipped)
     }
     try {
       for (const [node, name] of nodes) await this.#edges.add(node, name)
@@ -250,6 +256,9 @@ class BackupDriver implements JobDriver {
         filter: this.filter,
         sync,
         part: this.#part,
+        skip: (bytes) => {
+          if (sync === 'top') this.#skipped += bytes
+        },
         onSourceError: this.#options.onSourceError ?? 'report',
         onTargetError: this.#options.onTargetError ?? 'report',
       })

@@ -28,6 +28,8 @@ export interface FullBackupPlan {
   readonly sync: 'full' | 'top' | 'bitmap'
   /** The bitmap that decides what is copied, or only hears of it. */
   readonly part: BitmapPart | undefined
+  /** Told of bytes that need no copy. */
+  readonly skip: (bytes: number) => void
   readonly onSourceError: OnError
   readonly onTargetError: OnError
 }
@@ -51,6 +53,7 @@ export async function copyEverything(job: Job, plan: FullBackupPlan): Promise<vo
     while (at < length && batch.length < lanes) {
       const bytes = Math.min(unit, length - at)
       if (await wanted(plan, at, bytes)) batch.push({ offset: at, bytes })
+      else plan.skip(bytes)
       at += bytes
     }
     const results = await Promise.allSettled(batch.map((piece) => copyPiece(job, plan, piece)))

@@ -31,6 +31,8 @@ export interface BlockJobInfo {
   readonly status: string
   readonly 'auto-finalize': boolean
   readonly 'auto-dismiss': boolean
+  /** Mirrors only: both disks hold the same, and every write goes to both before it ends. */
+  readonly 'actively-synced'?: boolean
   readonly error?: string
 }
 
@@ -65,6 +67,9 @@ export function blockJobInfo(job: Job): BlockJobInfo {
     status: job.status,
     'auto-finalize': job.autoFinalize,
     'auto-dismiss': job.autoDismiss,
+    ...(job.driver.type === 'mirror'
+      ? { 'actively-synced': job.driver.activelySynced === true }
+      : {}),
     ...(text === undefined ? {} : { error: text }),
   }
 }

@@ -13,6 +13,9 @@ import type { Transaction } from './transaction.ts'
 /** Kinds of jobs, as QMP names them. */
 export type JobType = 'commit' | 'stream' | 'mirror' | 'backup' | 'create' | 'amend'
 
+/** When a mirror copies what a guest writes: later, or before the write ends. */
+export type CopyMode = 'background' | 'write-blocking'
+
 /** The part of a job that does the work elsewhere; told of pauses while `Job.runBody` waits. */
 export interface JobBody {
   /** Asks for rest; settles when no I/O of the body is in flight and none will start. */
@@ -43,6 +46,10 @@ export interface JobDriver {
   complete?(job: Job): void
   /** A pause was asked for: whoever waits for the job's progress has to be let go. */
   pausing?(): void
+  /** Changes how a running job copies; absent: nothing can be changed. Error: EINVAL. */
+  change?(job: Job, copyMode: CopyMode): void
+  /** Of a mirror: both disks hold the same, and every write goes to both before it ends. */
+  readonly activelySynced?: boolean | undefined
   /** Whether a cancel stops the work (default) or lets the job end in order. */
   cancelIsHard?(job: Job, force: boolean): boolean
 }

@@ -21,7 +21,7 @@ import { describeDisks } from './describe.ts'
 import { freezeChain, unfreezeChain } from './freeze.ts'
 import type { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
-import type { JobDriver, JobType } from './job-types.ts'
+import type { CopyMode, JobDriver, JobType } from './job-types.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 
@@ -82,6 +82,9 @@ export class MirrorDriver implements JobDriver {
   #held = false
   #frozen: readonly BlockChild[] = []
   #pivoted = false
+  #scanned = false
+  #blocking = false
+  #length = 0
   readonly #writers = new Set<() => void>()
 
   constructor(plan: MirrorPlan) {
@@ -105,7 +108,25 @@ export class MirrorDriver implements JobDriver {
     job.progressSource = () => this.#progress(job)
     const { filter, base } = this.#plan
     if (base !== undefined) this.#frozen = freezeChain(filter, base)
-    if (this.#plan.writeBlocking === true) this.#setAfterWrite(() => this.#hold(job))
+    if (this.#plan.writeBlocking === true) this.blockWrites(job)
+  }
+
+  /** From now on, once ready, a guest's write ends when it is on the target too. */
+  blockWrites(job: Job): void {
+    this.#blocking = true
+    this.#setAfterWrite(() => this.#hold(job))
+  }
+
+  /** Both disks hold the same, and every write goes to both before it ends. */
+  get activelySynced(): boolean {
+    return this.#blocking && this.#job?.ready === true && this.#plan.dirty.count === 0
+  }
+
+  change(job: Job, copyMode: CopyMode): void {
+    if (copyMode === 'write-blocking') this.blockWrites(job)
+    else if (this.#blocking) {
+      throw new BlockError('EINVAL', "Cannot change copy-mode back to 'background'")
+    }
   }
 
   /** Stops noting writes; for a job that was never created. */
@@ -121,6 +142,7 @@ export class MirrorDriver implements JobDriver {
   async run(job: Job): Promise<void> {
     const plan = this.#plan
     await plan.scan(job)
+    this.#scanned = true
     if (job.forceCancelled) return
     this.#body = await this.#startBody(job)
     const goal: CopyGoal = this.#completing
@@ -291,9 +313,16 @@ export class MirrorDriver implements JobDriver {
 
   #progress(job: Job): void {
     const done = this.#body?.done ?? 0
-    job.current = done
     // The source may be closed by the time somebody asks for the last time.
-    const length = this.#plan.top.driver?.length() ?? 0
+    const length = this.#plan.top.driver?.length() ?? this.#length
+    this.#length = length
+    if (this.#plan.showReady === false) {
+      // What needs no copy counts as done as soon as that is known.
+      job.total = length
+      job.current = length - Math.min(this.#scanned ? this.#plan.dirty.dirtyBytes : length, length)
+      return
+    }
+    job.current = done
     job.total = done + Math.min(this.#plan.dirty.dirtyBytes, length)
   }
 }

@@ -7,7 +7,7 @@
  */
 import { BlockError } from '../util/errors.ts'
 import { Job } from './job.ts'
-import type { JobHost, JobOptions } from './job-types.ts'
+import type { CopyMode, JobHost, JobOptions } from './job-types.ts'
 import { checkSpeed } from './policy.ts'
 
 const ID_PATTERN = /^[A-Za-z][A-Za-z0-9\-._]*$/
@@ -97,4 +97,13 @@ export function blockJobCancel(job: Job, force: boolean): void {
     throw new BlockError('EBUSY', `The block job for device '${job.id}' is currently paused`)
   }
   job.userCancel(force)
+}
+
+/** The `block-job-change` verb. Errors (EINVAL): a job of another kind, a mode it cannot go to. */
+export function blockJobChange(job: Job, type: string, copyMode: CopyMode): void {
+  if (job.driver.type !== type || job.driver.change === undefined) {
+    const kind = job.driver.type
+    throw new BlockError('EINVAL', `Job '${job.id}' is '${kind}' job, expected '${type}'`)
+  }
+  job.driver.change(job, copyMode)
 }

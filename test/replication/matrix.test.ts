@@ -6,14 +6,8 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { copyBeforeWriteOf } from '../../src/job/cbw.ts'
 import { WorkerPool } from '../../src/job/pool.ts'
 import type { ReplicationMachinery } from '../../src/replication/machinery.ts'
-import {
-  ACTIONS,
-  FAULTS,
-  OPERATIONS,
-  type Outcome,
-  playCell,
-  whyNot,
-} from '../support/replication-matrix.ts'
+import { ACTIONS, FAULTS, OPERATIONS, whyNot } from '../support/replication-cells.ts'
+import { type Outcome, playCell } from '../support/replication-matrix.ts'
 
 const pool = new WorkerPool()
 const totals = { cells: 0, overlapped: 0, faults: 0, impossible: 0 }
@@ -31,7 +25,7 @@ const only = process.env.CELL?.split(',').map((each) => each.trim())
 
 async function playAll(action: (typeof ACTIONS)[number]): Promise<string[]> {
   const bad: string[] = []
-  for (let rep = 0; rep < Number(process.env.REPEAT ?? 1); rep++) for (const operation of OPERATIONS)
+  for (const operation of OPERATIONS)
     for (const fault of FAULTS) {
       const name = `${operation}, ${action}, ${fault}`
       if (only !== undefined && only.join(', ') !== name) continue
@@ -42,7 +36,6 @@ async function playAll(action: (typeof ACTIONS)[number]): Promise<string[]> {
       const { problems, overlapped, faults }: Outcome = await playCell(operation, action, fault, {
         pool,
       })
-      if (process.env.TRACE) console.error(name, Math.round(performance.now()), problems.join())
       totals.cells++
       if (overlapped) totals.overlapped++
       totals.faults += faults
@@ -52,9 +45,13 @@ async function playAll(action: (typeof ACTIONS)[number]): Promise<string[]> {
 }
 
 describe('replication / matrix', () => {
-  it.each(ACTIONS)('every request and every fault during %s', { timeout: 60_000 }, async (action) => {
-    expect((await playAll(action)).join('\n')).toBe('')
-  })
+  it.each(ACTIONS)(
+    'every request and every fault during %s',
+    { timeout: 60_000 },
+    async (action) => {
+      expect((await playAll(action)).join('\n')).toBe('')
+    },
+  )
 })
 
 /** Broken machinery. */

@@ -198,7 +198,10 @@ describe.each(kinds)('replication / vectors / %s', (kind) => {
     await top.pread(0, seen)
     await exported.pread(0, written)
     expect(Buffer.compare(seen, written), `SEED=${SEED}`).toBe(0)
-    expect(seen.some((byte) => byte >= 0x30), `SEED=${SEED}`).toBe(false)
+    expect(
+      seen.some((byte) => byte >= 0x30),
+      `SEED=${SEED}`,
+    ).toBe(false)
     expect(stage.status()).toMatchObject({ epoch: 61 })
     expect(stage.restless()).toEqual([])
     if (kind === 'qcow2') await checkImages(stage)

@@ -7,7 +7,16 @@ import { NbdClient } from '../../src/nbd/client.ts'
 import type { ReplicationMachinery } from '../../src/replication/machinery.ts'
 import { Exports } from '../../src/runtime-exports.ts'
 import { HostClock } from '../../src/util/clock.ts'
-import { type ErrorCode } from '../../src/util/errors.ts'
+import type { ErrorCode } from '../../src/util/errors.ts'
+import {
+  type Action,
+  type Fault,
+  type Kind,
+  type Operation,
+  SHAPES,
+  type Shape,
+  type Side,
+} from './replication-cells.ts'
 import { ProofStage } from './replication-proof.ts'
 import {
   type Deed,
@@ -19,132 +28,7 @@ import {
   sameUnits,
   UNIT,
 } from './replication-worlds.ts'
-import { type TapOp, turn } from './tap.ts'
-
-/** Requests under test. */
-export const OPERATIONS = [
-  'guest read',
-  'guest write',
-  'export write',
-  'export flush',
-  'discard',
-  'zero write',
-] as const
-/** What happens meanwhile. */
-export const ACTIONS = [
-  'start',
-  'checkpoint',
-  'failover begin',
-  'commit pivot',
-  'stop',
-  'close',
-  'reopen',
-  'drain nesting',
-  'job cancel',
-  'merge cancel',
-] as const
-/** What goes wrong. */
-export const FAULTS = [
-  'no fault',
-  'read fault',
-  'write fault',
-  'no space',
-  'slow',
-  'lost connection',
-] as const
-
-export type Operation = (typeof OPERATIONS)[number]
-export type Action = (typeof ACTIONS)[number]
-export type Fault = (typeof FAULTS)[number]
-
-/** Why a cell does not exist; undefined when it does. */
-export function whyNot(operation: Operation, fault: Fault): string | undefined {
-  if (fault !== 'lost connection' || !operation.startsWith('guest')) return undefined
-  return 'the guest of a secondary has no connection: only the primary comes over one'
-}
-
-type Site = readonly [node: string, op: TapOp]
-type Side = 'guest' | 'export'
-type Kind = 'read' | 'write' | 'zeroes' | 'discard' | 'flush'
-
-interface Shape {
-  /** The request under test, and what the other side does to the same range at the same time. */
-  readonly own: readonly [Side, Kind]
-  readonly other: readonly [Side, Kind]
-  /** Where it is held. */
-  readonly held: readonly Site[]
-  /** Where a fault of the medium hits. */
-  readonly broken: Readonly<Record<'read fault' | 'write fault' | 'no space', Site>>
-}
-
-const SHAPES: Readonly<Record<Operation, Shape>> = {
-  'guest read': {
-    own: ['guest', 'read'],
-    other: ['export', 'write'],
-    held: [['active', 'read']],
-    broken: {
-      'read fault': ['active', 'read'],
-      'write fault': ['local', 'write'],
-      'no space': ['hidden', 'write'],
-    },
-  },
-  'guest write': {
-    own: ['guest', 'write'],
-    other: ['export', 'write'],
-    held: [['active', 'write']],
-    broken: {
-      'read fault': ['local', 'read'],
-      'write fault': ['active', 'write'],
-      'no space': ['active', 'write'],
-    },
-  },
-  'export write': {
-    own: ['export', 'write'],
-    other: ['guest', 'write'],
-    held: [
-      ['hidden', 'write'],
-      ['local', 'write'],
-    ],
-    broken: {
-      'read fault': ['local', 'read'],
-      'write fault': ['local', 'write'],
-      'no space': ['hidden', 'write'],
-    },
-  },
-  'export flush': {
-    own: ['export', 'flush'],
-    other: ['guest', 'write'],
-    held: [['local', 'flush']],
-    broken: {
-      'read fault': ['local', 'read'],
-      'write fault': ['local', 'flush'],
-      'no space': ['local', 'flush'],
-    },
-  },
-  discard: {
-    own: ['export', 'discard'],
-    other: ['guest', 'discard'],
-    held: [['local', 'discard']],
-    broken: {
-      'read fault': ['local', 'read'],
-      'write fault': ['local', 'discard'],
-      'no space': ['hidden', 'write'],
-    },
-  },
-  'zero write': {
-    own: ['export', 'zeroes'],
-    other: ['guest', 'zeroes'],
-    held: [
-      ['local', 'zeroes'],
-      ['active', 'zeroes'],
-    ],
-    broken: {
-      'read fault': ['local', 'read'],
-      'write fault': ['local', 'zeroes'],
-      'no space': ['hidden', 'write'],
-    },
-  },
-}
+import { turn } from './tap.ts'
 
 const CLUSTERS = 8
 const PER_CLUSTER = 16
@@ -152,7 +36,7 @@ const UNITS = CLUSTERS * PER_CLUSTER
 const SIZE = UNITS * UNIT
 const BASE = 0x11
 /** Turns of the loop within which everything settles, far more than anything takes. */
-const PATIENCE = 300_000
+const PATIENCE = 1_000_000
 const ERRORS: Readonly<Record<'read fault' | 'write fault' | 'no space', ErrorCode>> = {
   'read fault': 'EIO',
   'write fault': 'EIO',
@@ -357,10 +241,7 @@ class Cell {
     await this.#turnsUntil(() => acted, 20)
     if (this.#fault === 'lost connection') this.#client?.yank()
     for (const tap of taps.all()) tap.release()
-    const [own, other, lateOwn, lateOther] = [...early, ...late]
-    const parts = [...Object.entries({ own, other, action, lateOwn, lateOther })] as [string, Promise<Happening>][]
-    const all: Happening[] = []
-    for (const [n, p] of parts) { try { all.push(await this.#within(p, n)) } catch (e) { this.problems.push(JSON.stringify(this.#stage.jobs.all().map(j=>[j.status, j.id])) + this.#stage.restless().join()+ JSON.stringify(this.#stage.status())); throw e } }
+    const all = await this.#within(Promise.all([...early, action, ...late]), this.#action)
     await this.#within(registry.settled(), 'the merge')
     await this.#rest()
     for (const tap of taps.all()) tap.clear()
@@ -448,7 +329,8 @@ class Cell {
       // A merge that broke off leaves the disk somewhere in between.
       world.stage === 'failover' ? undefined : world.secondary,
     )
-    if (stage !== 'none') this.#keep('guest view', await this.#whole(this.#guest, 'the view'), guestView)
+    if (stage !== 'none')
+      this.#keep('guest view', await this.#whole(this.#guest, 'the view'), guestView)
     if (stage === 'running') await this.#lookAtK()
     if (expected.every((world) => (world.stage === 'none') !== (stage === 'none')))
       this.#fail(`the stage is ${stage}`)
@@ -527,9 +409,10 @@ function finished(world: PossibleWorld): PossibleWorld {
 /** The byte of each unit; -1 where there are several. */
 function unitsOf(buf: Uint8Array): number[] {
   return Array.from({ length: buf.length / UNIT }, (_, unit) => {
-    const part = buf.subarray(unit * UNIT, (unit + 1) * UNIT)
-    const byte = part[0] ?? -1
-    return part.every((one) => one === byte) ? byte : -1
+    const part = Buffer.from(buf.buffer, buf.byteOffset + unit * UNIT, UNIT)
+    // Every byte equals the one before it.
+    const uniform = part.subarray(1).equals(part.subarray(0, -1))
+    return uniform ? (part[0] ?? -1) : -1
   })
 }
 

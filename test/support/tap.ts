@@ -34,7 +34,7 @@ export class Tap {
 
   /** From now on requests of the kind wait; settles when the first one does. */
   hold(op: TapOp): Promise<void> {
-    const held = { gate: latch(), arrived: latch() }
+    const held = this.#holds.get(op) ?? { gate: latch(), arrived: latch() }
     this.#holds.set(op, held)
     return held.arrived.promise
   }

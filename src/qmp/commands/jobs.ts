@@ -5,10 +5,10 @@
  * - `block-job-…` verbs know block jobs only and answer an unknown one with class DeviceNotActive.
  */
 import { queryBlockJobs, queryJobs } from '../../job/info.ts'
-import { blockJobCancel, type JobRegistry } from '../../job/registry.ts'
+import { blockJobCancel, blockJobChange, type JobRegistry } from '../../job/registry.ts'
 import { type CommandTable, command, flagOf, optionalNumber, textOf } from '../command.ts'
 import type { JsonObject } from '../json.ts'
-import { bool, int, str } from '../schema.ts'
+import { bool, int, oneOf, str } from '../schema.ts'
 
 /** The commands about jobs. */
 export function jobCommands(jobs: JobRegistry): CommandTable {
@@ -34,6 +34,13 @@ export function jobCommands(jobs: JobRegistry): CommandTable {
     'block-job-complete': command(device, (args) => byDevice(args).userComplete()),
     'block-job-set-speed': command({ ...device, speed: int }, (args) =>
       byDevice(args).userSetSpeed(optionalNumber(args, 'speed') ?? 0),
+    ),
+    'block-job-change': command(
+      { ...id, type: oneOf('mirror'), 'copy-mode': oneOf('background', 'write-blocking') },
+      (args) => {
+        const mode = args['copy-mode'] === 'background' ? 'background' : 'write-blocking'
+        blockJobChange(blockById(args), textOf(args, 'type'), mode)
+      },
     ),
     'block-job-finalize': command(id, (args) => blockById(args).userFinalize()),
     'block-job-dismiss': command(id, (args) => blockById(args).userDismiss()),
