@@ -101,7 +101,7 @@ class Load {
     yield* this.#user.coPread(sector * SECTOR, buf)
     const tag = tagOf(buf)
     if (before.includes(tag) || this.model.allowed(sector).includes(tag)) return
-    this.complaints.push(`sector ${sector} shows ${tag}, may show ${before}`)
+    this.complaints.push(`sector ${sector} shows ${tag}, may show ${before.join()}`)
   }
 
   check(): void {
@@ -137,7 +137,7 @@ class Disturber {
     const kind = this.#random.pick(['drain', 'nested', 'all', 'reopen', 'insert', 'remove', 'hold'])
     this.done[kind] = (this.done[kind] ?? 0) + 1
     const { name } = this.#disk
-    if (kind === 'drain') await this.#still(() => this.#graph.withDrained(this.#disk, this.#quiet))
+    if (kind === 'drain') await this.#graph.withDrained(this.#disk, this.#quiet)
     else if (kind === 'nested') await this.#nested()
     else if (kind === 'all') await this.#all()
     else if (kind === 'reopen')
@@ -172,10 +172,6 @@ class Disturber {
     await this.#graph.drainAllBegin()
     await this.#quiet()
     this.#graph.drainAllEnd()
-  }
-
-  async #still(section: () => Promise<unknown>): Promise<void> {
-    await section()
   }
 
   /** Inside a drained section nothing moves, in whatever thread. */
