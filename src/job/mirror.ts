@@ -84,11 +84,13 @@ export class MirrorDriver implements JobDriver {
   #pivoted = false
   #scanned = false
   #blocking = false
-  #length = 0
+  #length: number
   readonly #writers = new Set<() => void>()
 
   constructor(plan: MirrorPlan) {
     this.#plan = plan
+    // Kept from here on: the source may be closed before anybody asks for progress.
+    this.#length = plan.top.length()
     this.type = plan.type
     this.#completing = plan.autoComplete
     this.#mark = (offset, bytes) => {
