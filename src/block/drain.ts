@@ -11,8 +11,6 @@ import type { BlockNode } from './node.ts'
 
 /** Drain state of one graph; used through `BlockGraph`. Main thread only. */
 export class Drains {
-  /** Open drain-all sections. */
-  allCount = 0
   readonly #graph: BlockGraph
   readonly #waiters = new Set<() => void>()
   /** Nodes each open drain-all section holds; a closed node leaves all of them. */
@@ -95,7 +93,6 @@ export class Drains {
 
   /** Begins a section on every node there is, and on those that are born meanwhile. */
   async beginAll(): Promise<void> {
-    this.allCount++
     const section = new Set(this.#graph.nodes())
     this.#sections.push(section)
     for (const node of section) node.quiesce()
@@ -104,7 +101,6 @@ export class Drains {
 
   /** Ends the section on every node. */
   endAll(): void {
-    this.allCount--
     const section = this.#sections.pop()
     if (section !== undefined) for (const node of section) node.unquiesce()
   }

@@ -195,21 +195,9 @@ export class BlockGraph {
   }
 
   /**
-   * Points an edge at another node, both drained or the edge's owner quiet; takes one reference to
-   * `to` and drops the one to the old node. Permissions are the caller's to update.
+   * Points an edge at another node while both ends are drained. Takes a reference to `to`; the one to
+   * the old node, and permissions, are the caller's to settle.
    */
-  async moveEdge(edge: BlockChild, to: BlockNode): Promise<void> {
-    const from = edge.node
-    if (to.gate.quiesceCount > 0 && !edge.quiescedParent) {
-      edge.quiescedParent = true
-      edge.owner.drainedBegin(edge)
-      await this.drains.until(() => !edge.owner.drainedPoll(edge), [])
-    }
-    this.moveEdgeNow(edge, to)
-    this.unref(from)
-  }
-
-  /** The switch itself, for callers who hold both ends drained; `from` keeps its reference. */
   moveEdgeNow(edge: BlockChild, to: BlockNode): void {
     if (edge.role === 'backing') unblockBacking(edge)
     edge.node.parents.delete(edge)
