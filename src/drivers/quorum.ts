@@ -212,23 +212,39 @@ class Quorum implements BlockDriver {
   ): Pending {
     const { children } = this
     const errors: (BlockError | undefined)[] = []
-    let waits: Promise<void>[] | undefined
-    for (const [index, child] of children.entries()) {
-      const fail = (thrown: unknown): void => {
-        errors[index] = asBlockError(thrown, { node: child.node.name, offset, bytes, op: type })
-      }
+    const fail = (index: number, thrown: unknown): void => {
+      const node = children[index]?.node.name ?? ''
+      errors[index] = asBlockError(thrown, { node, offset, bytes, op: type })
+    }
+    const count = (): undefined => this.count(type, offset, bytes, children, errors)
+    let first: Promise<void> | undefined
+    let firstIndex = 0
+    let others: Promise<void>[] | undefined
+    for (let index = 0; index < children.length; index++) {
       try {
-        const pending = act(child)
-        if (pending !== undefined) {
-          waits ??= []
-          waits.push(pending.catch(fail))
+        const pending = act(children[index] as BlockChild)
+        if (pending === undefined) continue
+        if (first === undefined) {
+          first = pending
+          firstIndex = index
+        } else {
+          others ??= []
+          others.push(pending.catch((thrown: unknown) => fail(index, thrown)))
         }
       } catch (thrown) {
-        fail(thrown)
+        fail(index, thrown)
       }
     }
-    if (waits === undefined) return this.count(type, offset, bytes, children, errors)
-    return Promise.all(waits).then(() => this.count(type, offset, bytes, children, errors))
+    if (first === undefined) return count()
+    // Most often one child waits, a replica, while the local disk answered at once.
+    if (others === undefined) {
+      return first.then(count, (thrown: unknown) => {
+        fail(firstIndex, thrown)
+        return count()
+      })
+    }
+    others.push(first.catch((thrown: unknown) => fail(firstIndex, thrown)))
+    return Promise.all(others).then(count)
   }
 
   private count(

@@ -7,12 +7,14 @@
  */
 import { connect, type Socket } from 'node:net'
 import type { Clock } from '../util/clock.ts'
+import { copyBytes } from '../util/copy.ts'
 import { BlockError } from '../util/errors.ts'
 import { checkSocketPath, connectError, type NbdAddress, portOf } from './address.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import { enterExport, HandshakeReader, type RemoteExport } from './client-handshake.ts'
 import { putRequest } from './codec.ts'
 import { NBD_CMD, NBD_REQUEST_BYTES } from './constants.ts'
+import { takeInput } from './input.ts'
 import { Output } from './output.ts'
 import { type AwaitedReply, type ReplyHost, ReplyParser } from './reply-parser.ts'
 
@@ -20,6 +22,7 @@ const KEEP_ALIVE_MS = 15_000
 /** A payload up to this is copied behind its header; a longer one is sent from where it is. */
 const COPIED_PAYLOAD = 16 << 10
 const CLOSE_MS = 1000
+const NOTHING = Buffer.alloc(0)
 
 /** A socket that is connected. Errors: `Failed to connect to '…': …`. */
 export function openSocket(
@@ -113,6 +116,8 @@ export class Channel implements ReplyHost {
   readonly #parser: ReplyParser
   readonly #clock: Clock
   readonly #awaited = new Map<number, AwaitedReply>()
+  /** What arrived together with the end of the handshake. */
+  #rest: Buffer
   #cookie = 0
   #broken = false
 
@@ -122,18 +127,21 @@ export class Channel implements ReplyHost {
     host: ChannelHost,
     clock: Clock,
     pool: BufferPool,
+    rest: Buffer,
   ) {
-    this.#socket = socket
+    const taken = takeInput(socket, (bytes) => this.#feed(bytes))
+    if (taken !== socket) taken.on('error', () => taken.destroy())
+    this.#socket = taken
+    this.#rest = rest
     this.#host = host
     this.#clock = clock
     this.remote = remote
     this.structured = remote.structured
     this.allocationContext = remote.allocationContext
-    this.#out = new Output(socket, pool, clock)
+    this.#out = new Output(taken, pool, clock)
     this.#parser = new ReplyParser(this)
-    socket.on('data', (bytes: Buffer) => this.#feed(bytes))
-    socket.on('close', () => this.#break(new BlockError('ECONNRESET', 'Connection closed')))
-    socket.on('end', () => this.#break(new BlockError('ECONNRESET', 'Connection closed by peer')))
+    taken.on('close', () => this.#break(new BlockError('ECONNRESET', 'Connection closed')))
+    taken.on('end', () => this.#break(new BlockError('ECONNRESET', 'Connection closed by peer')))
   }
 
   /** Connects and enters an export; nothing is delivered before `start`. */
@@ -147,12 +155,14 @@ export class Channel implements ReplyHost {
     const { socket, rest, result } = await withHandshake(address, limits, (s, reader) =>
       enterExport(s, reader, name),
     )
-    if (rest.length > 0) socket.unshift(rest)
-    return new Channel(socket, result, host, limits.clock, pool)
+    return new Channel(socket, result, host, limits.clock, pool, rest)
   }
 
   /** Lets replies flow. */
   start(): void {
+    const rest = this.#rest
+    this.#rest = NOTHING
+    if (rest.length > 0) this.#feed(rest)
     this.#socket.resume()
   }
 
@@ -174,10 +184,10 @@ export class Channel implements ReplyHost {
     this.#awaited.set(this.#cookie, request)
     const payload = type === NBD_CMD.WRITE ? buf : undefined
     const copied = payload !== undefined && payload.length <= COPIED_PAYLOAD ? payload.length : 0
-    const view = this.#out.reserve(NBD_REQUEST_BYTES + copied)
-    putRequest(view, 0, type, flags, this.#cookie, offset, length)
-    if (payload !== undefined && copied > 0) view.set(payload, NBD_REQUEST_BYTES)
-    this.#out.commit(view)
+    const at = this.#out.place(NBD_REQUEST_BYTES + copied)
+    const { slab } = this.#out
+    putRequest(slab, at, type, flags, this.#cookie, offset, length)
+    if (payload !== undefined && copied > 0) copyBytes(slab, at + NBD_REQUEST_BYTES, payload)
     if (payload !== undefined && copied === 0) this.#out.append(payload)
     this.#out.flushSoon()
   }

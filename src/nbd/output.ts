@@ -6,6 +6,7 @@
  * - A reserved region belongs to whoever reserved it until it is committed; one that is never
  *   committed is a gap that costs nothing but its space.
  * - Nothing is written before `flush`, and `flush` makes one gathered write of everything.
+ * - A slab is used again only when the kernel has all of it and nobody holds a reserved region.
  */
 import type { Socket } from 'node:net'
 import type { Clock } from '../util/clock.ts'
@@ -27,6 +28,8 @@ export class Output {
   #segments: Uint8Array[] = []
   /** Segments to give back to the pool once they are written. */
   readonly #lent = new Map<Uint8Array, Buffer>()
+  /** Regions reserved and neither committed nor discarded. */
+  #reserved = 0
   #queued = 0
   #scheduled = false
 
@@ -45,14 +48,32 @@ export class Output {
   /** Room for a reply of `bytes`; its content is arbitrary. */
   reserve(bytes: number): Buffer {
     if (bytes > SLAB_SHARE) return this.#pool.take(bytes)
-    if (this.#free + bytes > SLAB_BYTES) {
-      this.#closeRun()
-      this.#slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
-      this.#free = this.#runStart = this.#runEnd = 0
-    }
+    this.#makeRoom(bytes)
+    this.#reserved++
     const view = this.#slab.subarray(this.#free, this.#free + bytes)
     this.#free += bytes
     return view
+  }
+
+  /**
+   * Queues `bytes`, up to 64 KiB, that the caller fills in before anything else happens here:
+   * answers where in `slab` they are.
+   */
+  place(bytes: number): number {
+    this.#makeRoom(bytes)
+    const at = this.#free
+    if (at !== this.#runEnd) {
+      this.#closeRun()
+      this.#runStart = at
+    }
+    this.#free = this.#runEnd = at + bytes
+    this.#queued += bytes
+    return at
+  }
+
+  /** Where `place` makes room. */
+  get slab(): Buffer {
+    return this.#slab
   }
 
   /** Queues what `reserve` gave, or the first part of it. */
@@ -64,6 +85,7 @@ export class Output {
       if (view.length > SLAB_SHARE) this.#lent.set(view, view)
       return
     }
+    this.#reserved--
     if (view.byteOffset !== this.#runEnd) {
       this.#closeRun()
       this.#runStart = view.byteOffset
@@ -81,6 +103,7 @@ export class Output {
   /** Gives back a reservation that will not be committed. */
   discard(view: Buffer): void {
     if (view.length > SLAB_SHARE) this.#pool.release(view)
+    else if (view.buffer === this.#slab.buffer) this.#reserved--
   }
 
   /** Writes everything committed so far. */
@@ -94,6 +117,9 @@ export class Output {
     if (segments.length > 1) this.#socket.cork()
     for (const segment of segments) this.#write(segment)
     if (segments.length > 1) this.#socket.uncork()
+    // The kernel took everything, and nobody fills in a reply: the slab is free again.
+    if (this.#reserved === 0 && this.#socket.writableLength === 0)
+      this.#free = this.#runStart = this.#runEnd = 0
   }
 
   /** Flushes after what the host delivers in this turn, so that its replies leave together. */
@@ -114,6 +140,14 @@ export class Output {
     }
     this.#lent.delete(segment)
     this.#socket.write(segment, () => this.#pool.release(lent))
+  }
+
+  #makeRoom(bytes: number): void {
+    if (this.#free + bytes <= SLAB_BYTES) return
+    this.#closeRun()
+    this.#slab = Buffer.allocUnsafeSlow(SLAB_BYTES)
+    this.#reserved = 0
+    this.#free = this.#runStart = this.#runEnd = 0
   }
 
   #closeRun(): void {

@@ -37,9 +37,8 @@ export class Replies {
 
   /** Success without data. */
   ok(high: number, low: number): void {
-    const view = this.#out.reserve(NBD_SIMPLE_REPLY_BYTES)
-    putSimpleReply(view, 0, 0, high, low)
-    this.#out.commit(view)
+    const at = this.#out.place(NBD_SIMPLE_REPLY_BYTES)
+    putSimpleReply(this.#out.slab, at, 0, high, low)
   }
 
   /** Fills in the header of a READ answered in one piece and queues `view`. */

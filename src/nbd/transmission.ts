@@ -6,7 +6,8 @@
  *   tell what it is waiting for; one that finishes inline costs no coroutine.
  * - A refused WRITE is answered only after its payload was consumed; one above the limit ends the
  *   connection, since nobody wants to swallow it.
- * - A payload is copied at most once: out of several chunks into one buffer made for it.
+ * - What arrived is good during the call that brings it: a payload is copied once, into a buffer
+ *   lent to its request, and requests that may not be read yet are kept as a copy.
  * - Reading stops while 64 requests or 64 MiB of payload are running, while 16 MiB of replies wait
  *   for the client, and while the disk is quiesced.
  */
@@ -91,10 +92,16 @@ export class Transmission {
     return this.#inFlight
   }
 
-  /** Takes bytes that arrived. */
+  /** Takes bytes that arrived, which are good during this call. */
   feed(bytes: Buffer): void {
     if (this.#ended || bytes.length === 0) return
-    this.#input.push(bytes)
+    if (this.#input.length === 0) {
+      this.#at = 0
+      this.#consume(bytes)
+      if (!this.#ended && this.#at < bytes.length)
+        this.#input.push(Buffer.from(bytes.subarray(this.#at)))
+      this.#at = 0
+    } else this.#input.push(Buffer.from(bytes))
     this.#work()
   }
 
@@ -190,7 +197,7 @@ export class Transmission {
     const refusal = checkRequest(this.#session, request)
     if (request.type === NBD_CMD.WRITE && request.length > 0) this.#beginWrite(chunk, refusal)
     else if (refusal !== undefined) this.#refuse(refusal)
-    else this.#run(undefined, 0)
+    else this.#run(undefined)
   }
 
   #beginWrite(chunk: Buffer, refusal: RequestRefusal | undefined): void {
@@ -204,13 +211,14 @@ export class Transmission {
       this.#skip = length
       return
     }
+    const payload = this.#pool.take(length)
     if (chunk.length - this.#at >= length) {
-      const payload = chunk.subarray(this.#at, this.#at + length)
+      chunk.copy(payload, 0, this.#at, this.#at + length)
       this.#at += length
-      this.#run(payload, length)
+      this.#run(payload, payload)
       return
     }
-    this.#payload = this.#pool.take(length)
+    this.#payload = payload
     this.#payloadFill = 0
   }
 
@@ -230,7 +238,7 @@ export class Transmission {
     this.#payloadFill += take
     if (this.#payloadFill < payload.length) return
     this.#payload = undefined
-    this.#run(payload, payload.length, payload)
+    this.#run(payload, payload)
   }
 
   #refuse(refusal: RequestRefusal): void {
@@ -239,8 +247,8 @@ export class Transmission {
   }
 
   /** Runs `#request`; `lent` goes back to the pool when it is done. */
-  #run(payload: Buffer | undefined, bytes: number, lent?: Buffer): void {
-    const weight = payload === undefined ? this.#weight() : bytes
+  #run(payload: Buffer | undefined, lent?: Buffer): void {
+    const weight = payload === undefined ? this.#weight() : payload.length
     const pending = this.#commands.run(this.#request, payload)
     if (pending === undefined) {
       if (lent !== undefined) this.#pool.release(lent)
