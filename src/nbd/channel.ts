@@ -14,7 +14,7 @@ import type { BufferPool } from './buffer-pool.ts'
 import { enterExport, HandshakeReader, type RemoteExport } from './client-handshake.ts'
 import { putRequest } from './codec.ts'
 import { NBD_CMD, NBD_REQUEST_BYTES } from './constants.ts'
-import { takeInput } from './input.ts'
+import { type InputTaker, takeInput } from './input.ts'
 import { Output } from './output.ts'
 import { type AwaitedReply, type ReplyHost, ReplyParser } from './reply-parser.ts'
 
@@ -103,7 +103,7 @@ export interface ChannelHost {
 }
 
 /** A connection in its transmission phase. */
-export class Channel implements ReplyHost {
+export class Channel implements ReplyHost, InputTaker {
   /** What the server said. */
   readonly remote: RemoteExport
   /** Structured replies were negotiated. */
@@ -129,7 +129,9 @@ export class Channel implements ReplyHost {
     pool: BufferPool,
     rest: Buffer,
   ) {
-    const taken = takeInput(socket, (bytes) => this.#feed(bytes))
+    // Before the socket is taken over: that asks for room at once.
+    this.#parser = new ReplyParser(this)
+    const taken = takeInput(socket, this)
     if (taken !== socket) taken.on('error', () => taken.destroy())
     this.#socket = taken
     this.#rest = rest
@@ -139,7 +141,6 @@ export class Channel implements ReplyHost {
     this.structured = remote.structured
     this.allocationContext = remote.allocationContext
     this.#out = new Output(taken, pool, clock)
-    this.#parser = new ReplyParser(this)
     taken.on('close', () => this.#break(new BlockError('ECONNRESET', 'Connection closed')))
     taken.on('end', () => this.#break(new BlockError('ECONNRESET', 'Connection closed by peer')))
   }
@@ -162,7 +163,7 @@ export class Channel implements ReplyHost {
   start(): void {
     const rest = this.#rest
     this.#rest = NOTHING
-    if (rest.length > 0) this.#feed(rest)
+    if (rest.length > 0) this.arrived(rest)
     this.#socket.resume()
   }
 
@@ -224,10 +225,24 @@ export class Channel implements ReplyHost {
     timer.cancel()
   }
 
-  #feed(bytes: Buffer): void {
-    if (this.#broken) return
+  /** Takes bytes from the socket. */
+  arrived(bytes: Buffer): void {
+    if (!this.#broken) this.#guarded(() => this.#parser.feed(bytes))
+  }
+
+  /** Room for the data of a READ. */
+  room(): Buffer | undefined {
+    return this.#broken ? undefined : this.#parser.room()
+  }
+
+  /** So much of the room arrived. */
+  filled(bytes: number): void {
+    if (!this.#broken) this.#guarded(() => this.#parser.filled(bytes))
+  }
+
+  #guarded(parse: () => void): void {
     try {
-      this.#parser.feed(bytes)
+      parse()
     } catch (error) {
       if (!(error instanceof BlockError)) throw error
       this.cut(error)

@@ -6,6 +6,7 @@
  * - Whatever does not fit a running request is a protocol error; nothing is written outside the
  *   buffer of its request.
  */
+import { copyBytes } from '../util/copy.ts'
 import { BlockError, codeWords } from '../util/errors.ts'
 import { errorCode, getU64, protocolError } from './codec.ts'
 import {
@@ -18,6 +19,7 @@ import {
   NBD_SIMPLE_REPLY_BYTES,
   NBD_SIMPLE_REPLY_MAGIC,
 } from './constants.ts'
+import { roomIn } from './input.ts'
 
 /** Longest chunk without data that is accepted. */
 const MAX_SMALL_PAYLOAD = 1 << 20
@@ -77,6 +79,19 @@ export class ReplyParser {
       else if (this.#small !== undefined) at = this.#takeSmall(bytes, at, this.#small)
       else at = this.#takeHead(bytes, at)
     }
+  }
+
+  /** The rest of a READ's data, to be read straight to its place. */
+  room(): Buffer | undefined {
+    if (this.#dataLeft === 0) return undefined
+    return roomIn(this.#request?.buf?.subarray(0, this.#dataAt + this.#dataLeft), this.#dataAt)
+  }
+
+  /** So much of `room` arrived. */
+  filled(bytes: number): void {
+    const request = this.#request
+    if (request === undefined) throw protocolError('Data without a READ')
+    this.#advance(request, bytes)
   }
 
   #takeHead(bytes: Buffer, at: number): number {
@@ -140,12 +155,16 @@ export class ReplyParser {
     const request = this.#request
     if (request?.buf === undefined) throw protocolError('Data without a READ')
     const take = Math.min(this.#dataLeft, bytes.length - at)
-    request.buf.set(bytes.subarray(at, at + take), this.#dataAt)
-    this.#dataAt += take
-    this.#dataLeft -= take
-    request.filled += take
-    if (this.#dataLeft === 0) this.#endChunk()
+    copyBytes(request.buf, this.#dataAt, bytes.subarray(at, at + take))
+    this.#advance(request, take)
     return at + take
+  }
+
+  #advance(request: AwaitedReply, bytes: number): void {
+    this.#dataAt += bytes
+    this.#dataLeft -= bytes
+    request.filled += bytes
+    if (this.#dataLeft === 0) this.#endChunk()
   }
 
   #takeSmall(bytes: Buffer, at: number, small: Buffer): number {

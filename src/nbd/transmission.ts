@@ -25,6 +25,7 @@ import {
   NBD_REQUEST_MAGIC,
 } from './constants.ts'
 import type { NbdSession } from './handshake.ts'
+import { roomIn } from './input.ts'
 import { Output } from './output.ts'
 import { Replies } from './replies.ts'
 import { checkRequest, type RequestRefusal } from './request-rules.ts'
@@ -102,6 +103,19 @@ export class Transmission {
         this.#input.push(Buffer.from(bytes.subarray(this.#at)))
       this.#at = 0
     } else this.#input.push(Buffer.from(bytes))
+    this.#work()
+  }
+
+  /** The rest of a long payload, to be read straight to its place. */
+  room(): Buffer | undefined {
+    if (this.#ended || this.#input.length > 0) return undefined
+    return roomIn(this.#payload, this.#payloadFill)
+  }
+
+  /** So much of `room` arrived. */
+  filled(bytes: number): void {
+    if (this.#ended || this.#payload === undefined) return
+    this.#advance(this.#payload, bytes)
     this.#work()
   }
 
@@ -235,7 +249,11 @@ export class Transmission {
     const take = Math.min(payload.length - this.#payloadFill, chunk.length - this.#at)
     chunk.copy(payload, this.#payloadFill, this.#at, this.#at + take)
     this.#at += take
-    this.#payloadFill += take
+    this.#advance(payload, take)
+  }
+
+  #advance(payload: Buffer, bytes: number): void {
+    this.#payloadFill += bytes
     if (this.#payloadFill < payload.length) return
     this.#payload = undefined
     this.#run(payload, payload)

@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { connect, createServer, type Server, Socket } from 'node:net'
 import { afterEach, describe, expect, it } from 'vitest'
-import { takeInput } from '../../../src/nbd/input.ts'
+import { type InputTaker, roomIn, takeInput } from '../../../src/nbd/input.ts'
 
 const servers: Server[] = []
 
@@ -35,6 +35,17 @@ function collector(bytes: number): { take: (part: Buffer) => void; all: Promise<
   return { take, all }
 }
 
+/** Takes everything out of the common buffer. */
+function plain(arrived: (bytes: Buffer) => void): InputTaker {
+  return {
+    arrived,
+    room: () => undefined,
+    filled: () => {
+      throw new Error('there was no room')
+    },
+  }
+}
+
 afterEach(async () => {
   for (const server of servers.splice(0)) {
     await new Promise<void>((resolve) => server.close(() => resolve()))
@@ -48,10 +59,13 @@ describe('nbd / input', () => {
     for (let i = 0; i < sent.length; i += 4) sent.writeUInt32LE(i, i)
     const { take, all } = collector(sent.length)
     const memories = new Set<ArrayBufferLike>()
-    const socket = takeInput(accepted, (bytes) => {
-      memories.add(bytes.buffer)
-      take(bytes)
-    })
+    const socket = takeInput(
+      accepted,
+      plain((bytes) => {
+        memories.add(bytes.buffer)
+        take(bytes)
+      }),
+    )
     socket.resume()
     made.end(sent)
     expect((await all).equals(sent)).toBe(true)
@@ -62,13 +76,51 @@ describe('nbd / input', () => {
     made.destroy()
   })
 
+  it('nbd / input / a long payload is read straight to its place', async () => {
+    const { accepted, made } = await ends()
+    const sent = Buffer.alloc(3 << 20)
+    for (let i = 0; i < sent.length; i += 4) sent.writeUInt32LE(i, i)
+    const into = Buffer.alloc(sent.length)
+    let fill = 0
+    let direct = 0
+    let finish: () => void = () => undefined
+    const whole = new Promise<void>((resolve) => {
+      finish = resolve
+    })
+    const more = (bytes: number): void => {
+      fill += bytes
+      if (fill === sent.length) finish()
+    }
+    const socket = takeInput(accepted, {
+      arrived(bytes) {
+        bytes.copy(into, fill)
+        more(bytes.length)
+      },
+      room: () => roomIn(into, fill),
+      filled(bytes) {
+        direct += bytes
+        more(bytes)
+      },
+    })
+    socket.resume()
+    made.end(sent)
+    await whole
+    expect(into.equals(sent)).toBe(true)
+    expect(direct).toBeGreaterThan(sent.length / 2)
+    socket.destroy()
+    made.destroy()
+  })
+
   it('nbd / input / it still answers, pauses, and hears the end', async () => {
     const { accepted, made } = await ends()
     let got = 0
-    const socket = takeInput(accepted, (bytes) => {
-      got += bytes.length
-      socket.write(bytes)
-    })
+    const socket = takeInput(
+      accepted,
+      plain((bytes) => {
+        got += bytes.length
+        socket.write(bytes)
+      }),
+    )
     made.write('one')
     const echo = collector(3)
     made.on('data', echo.take)
@@ -97,7 +149,12 @@ describe('nbd / input', () => {
   it('nbd / input / a socket of another make goes on as it is', () => {
     const socket = new Socket()
     const seen: string[] = []
-    expect(takeInput(socket, (bytes) => seen.push(bytes.toString()))).toBe(socket)
+    expect(
+      takeInput(
+        socket,
+        plain((bytes) => void seen.push(bytes.toString())),
+      ),
+    ).toBe(socket)
     socket.push('bytes')
     socket.resume()
     socket.emit('data', Buffer.from('by hand'))
@@ -109,7 +166,12 @@ describe('nbd / input', () => {
     const { accepted, made } = await ends()
     accepted.cork()
     accepted.write('waits')
-    expect(takeInput(accepted, () => undefined)).toBe(accepted)
+    expect(
+      takeInput(
+        accepted,
+        plain(() => undefined),
+      ),
+    ).toBe(accepted)
     accepted.uncork()
     const [bytes] = (await once(made, 'data')) as [Buffer]
     expect(bytes.toString()).toBe('waits')
