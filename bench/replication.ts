@@ -5,14 +5,16 @@
  * Invariants:
  * - Both engines get the same commands and the same client (fio over NBD), in turns.
  * - Disks live in memory: ours in memory disks, QEMU's in qcow2 files on tmpfs (it has none better).
+ * - Both are measured in the state in which they spend their lives: every block of the disk was
+ *   written before, and a load runs for two seconds before it counts.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { AioContext } from '../src/aio/aio-context.ts'
-import { QmpClient } from '../src/cli/demo/qmp-client.ts'
 import { NbdClient } from '../src/nbd/client.ts'
 import { type BenchRow, percentile } from './measure.ts'
+import { QmpClient } from './qmp-client.ts'
 
 const MiB = 1024 * 1024
 const SIZE_MIB = 512
@@ -156,7 +158,7 @@ class Pair {
     const out = execFileSync('fio', [
       ...['--name=x', '--ioengine=nbd', `--uri=${this.uri('p', 'colo')}`],
       ...[`--rw=${pattern}`, `--bs=${block}`, `--iodepth=${depth}`, `--size=${SIZE_MIB}M`],
-      ...['--time_based', `--runtime=${seconds}`, '--output-format=json'],
+      ...['--time_based', '--ramp_time=2', `--runtime=${seconds}`, '--output-format=json'],
     ])
     const text = out.toString()
     // fio's NBD engine talks on stdout before the report.
@@ -235,6 +237,8 @@ async function measure(engine: Engine): Promise<Numbers> {
   const pair = await Pair.start(engine)
   try {
     const rates: Record<string, number> = {}
+    pair.dirty(SIZE_MIB)
+    await pair.checkpointMs()
     for (const [what, pattern, block, depth] of LOADS) {
       rates[what] = pair.fio(pattern, block, depth, 4)
       await pair.checkpointMs()

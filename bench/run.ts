@@ -10,7 +10,7 @@ import { cpus, totalmem } from 'node:os'
 import { parseArgs } from 'node:util'
 import type { BenchRow } from './measure.ts'
 
-const NAMES = ['runtime', 'replication'] as const
+const NAMES = ['runtime', 'replication', 'jobs'] as const
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -32,8 +32,17 @@ const machine = {
 console.log(`${name} on ${machine.cores} × ${machine.cpu}, Node ${machine.node}`)
 const rows = await bench()
 for (const row of rows) {
-  const goal = row.goal === undefined ? '' : `  (must reach ${row.goal})`
+  const goal =
+    row.goal === undefined ? '' : `  (must reach ${row.goal}: ${verdict(row.ratio, row.goal)})`
   console.log(`${row.ratio.toFixed(3).padStart(9)}  ${row.what}${goal}  [${row.detail}]`)
 }
+/** Whether a ratio reaches its goal. */
+function verdict(ratio: number, goal: string): 'met' | 'missed' {
+  const [sign, bound] = goal.split(' ')
+  const above = ratio - Number(bound)
+  const met = sign === '>=' ? above >= 0 : sign === '<' ? above < 0 : above <= 0
+  return met ? 'met' : 'missed'
+}
+
 if (values.json !== undefined)
   writeFileSync(values.json, `${JSON.stringify({ name, machine, rows }, null, 2)}\n`)

@@ -23,18 +23,37 @@ export { PROGRAM_VERSION } from './qmp/version.ts'
 export { type QuitReason, Runtime, type RuntimeOptions } from './runtime.ts'
 export type { DiskSource, FileSource, MemorySource } from './runtime-disk.ts'
 export {
+  type BackupJobOptions,
+  type CommitJobOptions,
+  type JobProgress,
+  type JobStartOptions,
+  type MirrorJobOptions,
+  RunningJob,
+  type StreamJobOptions,
+  startBackup,
+  startCommit,
+  startMirror,
+  startStream,
+} from './runtime-jobs.ts'
+export {
   createPrimary,
   createSecondary,
-  type FailoverEnd,
   type FailoverResult,
-  type ForwardError,
   type PairStatus,
   type Primary,
-  type PrimaryEvents,
   type PrimaryOptions,
   type Secondary,
-  type SecondaryEvents,
   type SecondaryOptions,
 } from './runtime-pair.ts'
+export type {
+  BufferStale,
+  CheckpointDone,
+  FailoverEnd,
+  ForwardError,
+  HiddenWatermark,
+  PrimaryEvents,
+  SecondaryEvents,
+  StageChange,
+} from './runtime-pair-events.ts'
 export { type Clock, HostClock, VirtualClock } from './util/clock.ts'
 export { BlockError, type ErrorCode, type ErrorContext } from './util/errors.ts'

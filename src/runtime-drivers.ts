@@ -7,7 +7,7 @@
 import type { DriverDefinition } from './block/driver.ts'
 import { blkdebugDriver } from './drivers/blkdebug.ts'
 import { blkverifyDriver } from './drivers/blkverify.ts'
-import { commitFilterDriver } from './drivers/commit-filter.ts'
+import { commitFilterDriver, commitTopDriver } from './drivers/commit-filter.ts'
 import { compressDriver } from './drivers/compress.ts'
 import { copyBeforeWriteDriver } from './drivers/copy-before-write.ts'
 import { copyOnReadDriver } from './drivers/copy-on-read.ts'
@@ -15,6 +15,7 @@ import { fileDriver } from './drivers/file.ts'
 import { memoryDriver } from './drivers/memory.ts'
 import { nbdDriver } from './drivers/nbd.ts'
 import { nullAioDriver, nullCoDriver } from './drivers/null.ts'
+import { preallocateDriver } from './drivers/preallocate.ts'
 import { qcow2Driver } from './drivers/qcow2/driver.ts'
 import { quorumDriver } from './drivers/quorum.ts'
 import { rawDriver } from './drivers/raw.ts'
@@ -32,11 +33,13 @@ export function builtinDrivers(): DriverDefinition[] {
     blkdebugDriver,
     copyBeforeWriteDriver,
     commitFilterDriver,
+    commitTopDriver,
     nullCoDriver,
     nullAioDriver,
     snapshotAccessDriver,
     copyOnReadDriver,
     compressDriver,
     blkverifyDriver,
+    preallocateDriver,
   ]
 }

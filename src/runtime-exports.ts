@@ -14,6 +14,7 @@ import type { BlockNode } from './block/node.ts'
 import type { ExportBitmap } from './nbd/export.ts'
 import { NbdServer } from './nbd/server.ts'
 import type { ExportInfo, ExportRequest, ExportService, ServerAddress } from './qmp/services.ts'
+import { fenceExport } from './replication/buffers.ts'
 import { BlockError } from './util/errors.ts'
 
 interface Entry {
@@ -83,9 +84,11 @@ export class Exports implements ExportService {
     const backend = await BlockBackend.create(this.#graph, node, {
       perm: PERM.CONSISTENT_READ | (writable ? PERM.WRITE : 0),
       shared: PERM.ALL & ~PERM.RESIZE,
+      sharesAllFirst: true,
       description: `export '${id}'`,
       writethrough: request.writethrough === true,
     })
+    fenceExport(backend)
     try {
       // Another monitor may have been quicker while the backend was made.
       if (this.#needServer() !== server) throw new BlockError('EINVAL', 'NBD server not running')
@@ -94,6 +97,7 @@ export class Exports implements ExportService {
         name,
         backend,
         readOnly: !writable,
+        exclusive: request.exclusive === true,
         bitmaps: bitmaps.map((bitmap) => ({ name: bitmap.name, bitmap: shown(bitmap) })),
         allocationDepth: request.allocationDepth === true,
         ...(request.description === undefined ? {} : { description: request.description }),
@@ -116,7 +120,7 @@ export class Exports implements ExportService {
     if (entry === undefined || entry.removing) {
       throw new BlockError('ENOENT', `Export '${id}' is not found`)
     }
-    await this.#unlist(entry.name, mode)
+    await this.#unlist(entry, mode)
     entry.removing = true
     await this.#end(entry)
   }
@@ -140,14 +144,15 @@ export class Exports implements ExportService {
    * Takes the export off the server. A client that closed its connection before the command was
    * sent does not count: its goodbye is worked off first.
    */
-  async #unlist(name: string, mode: 'safe' | 'hard'): Promise<void> {
+  async #unlist({ id, name }: Entry, mode: 'safe' | 'hard'): Promise<void> {
     for (let turn = 0; ; turn++) {
       try {
         this.#server?.removeExport(name, mode)
         return
       } catch (error) {
         const busy = error instanceof BlockError && error.code === 'EBUSY'
-        if (!busy || turn === GOODBYE_TURNS) throw error
+        if (!busy) throw error
+        if (turn === GOODBYE_TURNS) throw new BlockError('EBUSY', `export '${id}' still in use`)
       }
       await new Promise<void>((resolve) => this.#graph.ctx.clock.setImmediate(resolve))
     }

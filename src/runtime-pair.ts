@@ -12,10 +12,19 @@ import type { ServerAddress } from './qmp/services.ts'
 import type { ReplicationStatus } from './replication/registry.ts'
 import { Runtime, type RuntimeOptions } from './runtime.ts'
 import { type DiskSource, diskOptions } from './runtime-disk.ts'
-import { assert, BlockError } from './util/errors.ts'
+import {
+  hear,
+  PRIMARY_EVENTS,
+  type PrimaryEvents,
+  SECONDARY_EVENTS,
+  type SecondaryEvents,
+} from './runtime-pair-events.ts'
+import { BlockError } from './util/errors.ts'
 
 /** Name that the export has when none is given. */
 const EXPORT_NAME = 'disk'
+/** Seconds after which a connection that does not answer is lost. */
+const REQUEST_TIMEOUT_S = 30
 
 /** Options of both sides. */
 interface SideOptions {
@@ -33,8 +42,16 @@ export interface PrimaryOptions extends SideOptions {
   readonly secondary: ServerAddress
   /** How long to try to reach the secondary at first, in seconds; default 0: once. */
   readonly openTimeout?: number
-  /** How long a write may wait for its reply before the secondary counts as gone, in seconds. */
+  /**
+   * How long a write may wait for its reply before the connection counts as lost, in seconds; default
+   * 30, 0 = for ever. The guest waits no longer than that for a secondary that hangs.
+   */
   readonly requestTimeout?: number
+  /**
+   * How long a write waits for a lost connection to come back before it counts as not arrived, in
+   * seconds; default 0. The connection is made again in any case.
+   */
+  readonly reconnectDelay?: number
 }
 
 /** How a secondary is made. */
@@ -45,36 +62,14 @@ export interface SecondaryOptions extends SideOptions {
   readonly active?: DiskSource
   /** Collects what the primary overwrites; as long as the disk; default in memory. */
   readonly hidden?: DiskSource
-}
-
-/** A write that did not reach the secondary. */
-export interface ForwardError {
-  /** First byte. */
-  readonly offset: number
-  /** Bytes. */
-  readonly length: number
-  /** Why. */
-  readonly error: string
-}
-
-/** What a primary tells. */
-export interface PrimaryEvents {
-  /** A write did not reach the secondary; checkpoints are refused from now on. */
-  readonly 'forward-error': ForwardError
-}
-
-/** How a failover ended. */
-export interface FailoverEnd {
-  /** The merge is complete. */
-  readonly success: boolean
-  /** Why not. */
-  readonly error?: string
-}
-
-/** What a secondary tells. */
-export interface SecondaryEvents {
-  /** The merge after a failover ended. */
-  readonly 'failover-end': FailoverEnd
+  /** Bytes in the hidden disk at which `hidden-watermark` is told; default 0 = never. */
+  readonly hiddenWatermark?: number
+  /**
+   * With a hidden disk in a file: whatever kills the process, the images show the last checkpoint.
+   * Costs a flush of the hidden image for each write that needs old data saved; default false, when
+   * they do as long as the primary flushed what it wrote.
+   */
+  readonly crashConsistent?: boolean
 }
 
 /** What a finished failover did. */
@@ -108,6 +103,17 @@ class Side implements AsyncDisposable {
   status(): PairStatus {
     const { node: _, ...status } = this.#status()
     return status
+  }
+
+  /**
+   * Offers the disk over NBD as the guest of this side sees it, under a name of its own. `at` is where
+   * to listen on a primary, which has no server yet; a secondary listens where its export is.
+   * Errors: EINVAL without a place to listen, EBUSY with two, EEXIST for a name in use.
+   */
+  async serve(name: string, at?: ServerAddress): Promise<void> {
+    if (at !== undefined) await this.runtime.startNbdServer(at)
+    const nodeName = this.backend.node.name
+    await this.runtime.addExport({ id: `guest-${name}`, nodeName, name, writable: true })
   }
 
   /** Closes the disk; a secondary that was not promoted discards what it buffered. */
@@ -171,11 +177,7 @@ export class Primary extends Side {
 
   /** Hears events until the answer is called. */
   on<K extends keyof PrimaryEvents>(name: K, heard: (data: PrimaryEvents[K]) => void): () => void {
-    assert(name === 'forward-error', 'a primary has one kind of event')
-    return this.runtime.events.on('REPLICATION_ERROR', (data) => {
-      const { offset, length, error } = data
-      heard({ offset: Number(offset), length: Number(length), error: String(error) })
-    })
+    return hear(this.runtime.events, PRIMARY_EVENTS, name, heard)
   }
 }
 
@@ -190,11 +192,16 @@ export class Secondary extends Side {
       const hidden = diskOptions(options.hidden ?? buffer, 'hidden', 'local')
       const active = diskOptions(options.active ?? buffer, 'active', hidden)
       const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top', file: active }
-      await runtime.addNode({ ...role, 'node-name': 'top' })
-      // A lost connection is over, with all its writes, before the primary's next one begins.
-      await runtime.startNbdServer(options.exportAt, 1)
+      const wishes = {
+        'hidden-watermark': options.hiddenWatermark ?? 0,
+        'crash-consistent': options.crashConsistent === true,
+      }
+      await runtime.addNode({ ...role, ...wishes, 'node-name': 'top' })
+      await runtime.startNbdServer(options.exportAt)
       const name = options.exportName ?? EXPORT_NAME
-      await runtime.addExport({ id: 'replica', nodeName: 'local', name, writable: true })
+      // A write that hangs on a lost connection cannot land after one of the primary's next.
+      const exported = { id: 'replica', nodeName: 'local', name, writable: true, exclusive: true }
+      await runtime.addExport(exported)
       const backend = await runtime.openBackend('top')
       await runtime.replication.startAll('secondary')
       return new Secondary(runtime, backend, 'top')
@@ -211,7 +218,9 @@ export class Secondary extends Side {
 
   /**
    * Moves the view to what the primary has written by now and discards our own guest's writes. The
-   * primary has to be at rest. Errors: EINVAL when replication does not run, EIO when it cannot.
+   * primary has to be at rest. Errors: EINVAL when replication does not run, EIO when it cannot; then
+   * `status().stage` is `running` and nothing has changed, or it is `interrupted`, and a second
+   * call, a failover or a stop completes what this one began.
    */
   checkpoint(): Promise<void> {
     return this.runtime.replication.checkpointAll()
@@ -225,7 +234,7 @@ export class Secondary extends Side {
   async failover(): Promise<FailoverResult> {
     const { clock } = this.runtime.ctx
     const { stage, copiedBytes } = this.status()
-    if (stage !== 'running') throw notRunning()
+    if (stage !== 'running' && stage !== 'interrupted') throw notRunning()
     const begin = clock.nowMs()
     await this.runtime.replication.stopAll(true)
     const takeoverMs = clock.nowMs() - begin
@@ -251,13 +260,7 @@ export class Secondary extends Side {
     name: K,
     heard: (data: SecondaryEvents[K]) => void,
   ): () => void {
-    assert(name === 'failover-end', 'a secondary has one kind of event')
-    return this.runtime.events.on('REPLICATION_FAILOVER_DONE', ({ success, error }) =>
-      heard({
-        success: success === true,
-        ...(error === undefined ? {} : { error: String(error) }),
-      }),
-    )
+    return hear(this.runtime.events, SECONDARY_EVENTS, name, heard)
   }
 
   async #merged(): Promise<void> {
@@ -279,14 +282,15 @@ export function createSecondary(options: SecondaryOptions): Promise<Secondary> {
 }
 
 function linkOptions(options: PrimaryOptions): BlockdevOptions {
-  const { secondary, openTimeout, requestTimeout } = options
+  const { secondary, openTimeout, requestTimeout, reconnectDelay } = options
   return {
     driver: 'nbd',
     'node-name': 'link',
     server: secondary,
     export: options.exportName ?? EXPORT_NAME,
     ...(openTimeout === undefined ? {} : { 'open-timeout': openTimeout }),
-    ...(requestTimeout === undefined ? {} : { 'request-timeout': requestTimeout }),
+    'request-timeout': requestTimeout ?? REQUEST_TIMEOUT_S,
+    ...(reconnectDelay === undefined ? {} : { 'reconnect-delay': reconnectDelay }),
   }
 }
 

@@ -59,7 +59,8 @@ export class Runtime implements AsyncDisposable {
   readonly quitRequested: Promise<QuitReason>
   /** Every replication node, and the orders that go to all of them. */
   readonly replication: ReplicationRegistry = new ReplicationRegistry()
-  readonly #pool = new WorkerPool()
+  /** The threads that jobs copy in. */
+  readonly pool: WorkerPool = new WorkerPool()
   readonly #groups: ThrottleGroups
   readonly #backends = new Set<BlockBackend>()
   readonly #hub: EventHub
@@ -91,7 +92,7 @@ export class Runtime implements AsyncDisposable {
     })
     this.graph.events.onAny((name, data) => this.#hub.publish(name, eventData(data)))
     const throttle = makeThrottleDriver(this.#groups)
-    const machinery = makeJobMachinery(this.jobs, () => this.#pool)
+    const machinery = makeJobMachinery(this.jobs, () => this.pool)
     const replication = makeReplicationDriver(this.replication, machinery)
     for (const driver of [...builtinDrivers(), throttle, replication, ...(options.drivers ?? [])]) {
       this.graph.drivers.set(driver.name, driver)
@@ -185,7 +186,7 @@ export class Runtime implements AsyncDisposable {
     await this.replication.shutdownAll()
     await this.jobs.cancelAll()
     await this.graph.close()
-    await this.#pool.close()
+    await this.pool.close()
     this.#hub.close()
     await this.#monitor.close()
     await this.ctx.close()
@@ -196,7 +197,7 @@ export class Runtime implements AsyncDisposable {
     return {
       graph,
       jobs,
-      pool: this.#pool,
+      pool: this.pool,
       exports,
       replication: this.replication,
       objects: new ObjectStore(objectKinds(this.#groups)),

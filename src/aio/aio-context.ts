@@ -4,6 +4,7 @@
  * Invariants:
  * - First come, first served: tasks run in slices, in the order they were queued; what a task queues
  *   runs in a later slice. So nothing a coroutine wakes runs inside the coroutine that wakes it.
+ * - A coroutine starts inside `spawn`; only its later turns are queued.
  * - Time comes from the clock handed in, so a run under a virtual clock and a seed replays exactly.
  * - After a budget of inline work the host loop gets a turn; timers, sockets and wake-ups from other
  *   threads would starve without it.
@@ -13,9 +14,17 @@ import { threadId } from 'node:worker_threads'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { ContextLock } from '../sync/context-lock.ts'
 import { type Clock, HostClock, type TimerHandle } from '../util/clock.ts'
-import { assert, BlockError } from '../util/errors.ts'
+import { BlockError } from '../util/errors.ts'
 import { BottomHalf, type RunTask } from './bottom-half.ts'
-import { CoroutineHandle, type CoroutineIdentity, type CoroutineStart } from './coroutine-handle.ts'
+import {
+  CoroutineHandle,
+  type CoroutineIdentity,
+  type CoroutineStart,
+  type Origin,
+  type SeatedCoroutine,
+} from './coroutine-handle.ts'
+import { RemoteCalls } from './remote-calls.ts'
+import { Seats } from './seats.ts'
 import { SharedBottomHalf } from './shared-bottom-half.ts'
 import { Sleep, type WakeableSleep } from './sleep.ts'
 import { AioTimer } from './timer.ts'
@@ -51,18 +60,29 @@ export interface AioReport {
   readonly queued: number
 }
 
-/** Tasks that may run before the host loop gets a turn; about a millisecond of small requests. */
-const TASK_BUDGET = 512
-/** Longest inline run in milliseconds, looked at every 64 tasks. */
+/**
+ * Tasks that may run before the host loop gets a turn. Under a host's clock the time runs out first;
+ * this is the bound on a clock that stands still.
+ */
+const TASK_BUDGET = 8192
+/** Longest inline run in milliseconds. */
 const TIME_BUDGET_MS = 1
+/** Tasks between two looks at the clock; a look costs more than the shortest task. */
+const LOOK_LEAST = 32
+const LOOK_MOST = 512
+/** First turns inside first turns; what the stack holds with room to spare. */
+const MOST_NESTED = 200
 /** An idle bottom half waits no longer than this. */
 const IDLE_MS = 10
 /** Names whose place is kept; names that are made up for each coroutine must not pile up. */
-const MOST_SITES = 256
+const MOST_ORIGINS = 256
 /** What `then` of it runs is a bare microtask; the host's `queueMicrotask` costs five times more. */
 const SETTLED: Promise<void> = Promise.resolve()
 /** How many turns of the host loop `close` gives what still runs. */
 const CLOSE_TURNS = 64
+
+/** Of coroutines without a name. */
+const UNNAMED: Origin = { name: '', site: () => '' }
 
 /** One per thread that runs block code. */
 export class AioContext {
@@ -72,21 +92,20 @@ export class AioContext {
   readonly name: string
   /** The lock behind `acquire`; its words may be handed to a worker. */
   readonly lock: ContextLock
-  /** The coroutine whose turn it is; only known until its first wait in a turn. */
-  current: CoroutineIdentity | undefined
   readonly #trace: boolean
-  /** The coroutines that did not end, newest first: a linked list, as a set costs twice a turn. */
-  #newest: CoroutineIdentity | undefined
+  readonly #seats = new Seats<SeatedCoroutine>((task) => this.enqueue(task))
   readonly #timers = new Set<AioTimer>()
   readonly #sleeps = new Set<Sleep>()
-  readonly #sites = new Map<string, () => string>()
+  readonly #origins = new Map<string, Origin>()
   #next: RunTask[] = []
   #spare: RunTask[] = []
   #idle: RunTask[] = []
   #idleTimer: TimerHandle | undefined
   #armed = false
   #spent = 0
+  #nextLook = LOOK_LEAST
   #turnStart = 0
+  #nested = 0
   #turn: Promise<void> | undefined
   #closed = false
 
@@ -99,6 +118,11 @@ export class AioContext {
       words === undefined
         ? ContextLock.create(threadId + 1, this.name)
         : new ContextLock(words, 0, threadId + 1, this.name)
+  }
+
+  /** The coroutine whose turn it is; only known until its first wait in a turn. */
+  get current(): CoroutineIdentity | undefined {
+    return this.#seats.currentUser
   }
 
   /** Runs `fn` once, soon, outside the caller. */
@@ -117,6 +141,14 @@ export class AioContext {
    */
   listen(words: Int32Array, fn: () => void): SharedBottomHalf {
     return new SharedBottomHalf(words, this.newBh(fn))
+  }
+
+  /**
+   * Lets other threads schedule bottom halves and wake coroutines of this context, by number: they
+   * make a `RemoteContext` of its words. `capacity`: most at a time, default 64.
+   */
+  remoteCalls(capacity?: number): RemoteCalls {
+    return new RemoteCalls(this, capacity)
   }
 
   /** The same as `scheduleBh`, for work put off until the caller is done. */
@@ -139,15 +171,18 @@ export class AioContext {
     return new Sleep(this.clock, ms, this.#sleeps)
   }
 
-  /** Starts a coroutine; its first turn is queued. Error: ESHUTDOWN after `close`. */
+  /**
+   * Starts a coroutine. Its first turn runs before this returns, as in a call of an async function;
+   * it is queued when the budget of inline work is spent, or the spawns inside spawns are too deep
+   * for the stack. Error: ESHUTDOWN after `close`.
+   */
   spawn<T>(work: CoroutineStart<T>, options?: SpawnOptions): CoroutineHandle<T> {
     if (this.#closed) throw new BlockError('ESHUTDOWN', `Context '${this.name}' is closed`)
-    const name = options?.name ?? ''
-    const handle = new CoroutineHandle<T>(this, name, this.#siteOf(name), work)
-    handle.next = this.#newest
-    if (this.#newest !== undefined) this.#newest.previous = handle
-    this.#newest = handle
-    this.enqueue(handle)
+    const handle = new CoroutineHandle<T>(this.#seats, this.#originOf(options?.name ?? ''))
+    this.#spent += 1
+    if (this.#spent >= this.#nextLook && this.#exhausted()) handle.startLater(work)
+    else if (this.#seats.current === undefined) handle.start(work)
+    else this.#startInside(handle, work)
     return handle
   }
 
@@ -185,7 +220,7 @@ export class AioContext {
   /** What is still to do. */
   report(): AioReport {
     return {
-      coroutines: this.#live().map((co) => `${co.name} (${co.state})${co.site()}`),
+      coroutines: this.#live().map((co) => `${co.name} (${co.state})${co.site}`),
       timers: this.#timers.size + this.#sleeps.size,
       queued: this.#next.length + this.#idle.length,
     }
@@ -207,7 +242,7 @@ export class AioContext {
     this.#idleTimer?.cancel()
     this.#idle = []
     this.lock.dispose()
-    if (this.#newest === undefined) return
+    if (this.#seats.taken === 0) return
     const left = this.report().coroutines.join(', ')
     throw new BlockError('EBUSY', `Context '${this.name}' closed with coroutines running: ${left}`)
   }
@@ -227,39 +262,38 @@ export class AioContext {
     })
   }
 
-  /** A coroutine reached its end; for coroutines. */
-  ended(handle: CoroutineIdentity): void {
-    const { previous, next } = handle
-    if (previous !== undefined) previous.next = next
-    else {
-      assert(this.#newest === handle, 'a coroutine ends once')
-      this.#newest = next
+  /** Where this name was first spawned: the same place nearly always, and paid for once. */
+  /** A first turn inside the turn of the coroutine that spawns. */
+  #startInside<T>(handle: CoroutineHandle<T>, work: CoroutineStart<T>): void {
+    if (this.#nested >= MOST_NESTED) {
+      handle.startLater(work)
+      return
     }
-    if (next !== undefined) next.previous = previous
-    handle.previous = undefined
-    handle.next = undefined
+    this.#nested += 1
+    handle.start(work)
+    this.#nested -= 1
+  }
+
+  #originOf(name: string): Origin {
+    return name === '' && !this.#trace ? UNNAMED : this.#namedOrigin(name)
   }
 
   /** Where this name was first spawned: the same place nearly always, and paid for once. */
-  #siteOf(name: string): () => string {
-    if (this.#trace) return creationSite()
-    if (name === '') return noSite
-    const known = this.#sites.get(name)
+  #namedOrigin(name: string): Origin {
+    const known = this.#trace ? undefined : this.#origins.get(name)
     if (known !== undefined) return known
-    const site = creationSite()
-    if (this.#sites.size < MOST_SITES) this.#sites.set(name, site)
-    return site
+    const origin = { name, site: creationSite() }
+    if (!this.#trace && this.#origins.size < MOST_ORIGINS) this.#origins.set(name, origin)
+    return origin
   }
 
   #busy(): boolean {
-    return this.#newest !== undefined || this.#sleeps.size + this.#next.length > 0
+    return this.#seats.taken > 0 || this.#sleeps.size + this.#next.length > 0
   }
 
   /** Oldest first. */
   #live(): CoroutineIdentity[] {
-    const all: CoroutineIdentity[] = []
-    for (let co = this.#newest; co !== undefined; co = co.next) all.push(co)
-    return all.reverse()
+    return this.#seats.users().sort((a, b) => a.id - b.id)
   }
 
   #arm(): void {
@@ -271,15 +305,22 @@ export class AioContext {
 
   #overBudget(): boolean {
     this.#spent += 1
-    if (this.#spent > TASK_BUDGET) return true
-    if (this.#spent % 64 !== 0) return false
-    if (this.clock.nowMs() - this.#turnStart <= TIME_BUDGET_MS) return false
-    this.#spent = TASK_BUDGET
-    return true
+    return this.#spent >= this.#nextLook && this.#exhausted()
+  }
+
+  #exhausted(): boolean {
+    if (this.#spent >= TASK_BUDGET) return true
+    const took = this.clock.nowMs() - this.#turnStart
+    if (took > TIME_BUDGET_MS) return true
+    // At the pace so far the rest of the time is enough for this many.
+    const rest = took === 0 ? LOOK_MOST : (this.#spent * (TIME_BUDGET_MS - took)) / took
+    this.#nextLook = this.#spent + Math.trunc(Math.min(Math.max(rest, LOOK_LEAST), LOOK_MOST))
+    return false
   }
 
   #newTurn(): void {
     this.#spent = 0
+    this.#nextLook = LOOK_LEAST
     this.#turnStart = this.clock.nowMs()
   }
 
@@ -347,8 +388,4 @@ function creationSite(): () => string {
     const lines = (holder.stack ?? '').split('\n').slice(1)
     return lines.length === 0 ? '' : ` spawned\n${lines.join('\n')}`
   }
-}
-
-function noSite(): string {
-  return ''
 }

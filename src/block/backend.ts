@@ -10,14 +10,18 @@ import type { Coroutine, MaybePromise, Pending } from '../coroutine/coroutine.ts
 import { run } from '../coroutine/inline.ts'
 import { assert, type BlockError, ioError } from '../util/errors.ts'
 import type { BlockChild, EdgeOwner } from './child.ts'
-import { FLAG, type Permissions } from './driver.ts'
+import { FLAG, PERM, type Permissions } from './driver.ts'
 import type { BlockGraph } from './graph.ts'
 import type { BlockNode } from './node.ts'
+import { updatePermissions } from './permissions.ts'
 import { canPrefetch, nodePrefetch } from './prefetch.ts'
 import { type ChainStatus, chainStatus } from './status.ts'
 
 /** A prefetch without a backing image reads in pieces of this, so that filters below see the range. */
 const READ_AHEAD_BYTES = 1024 * 1024
+
+/** Longest read or write: the largest multiple of a sector in 31 bits. Other requests move no data. */
+const REQUEST_MAX_BYTES = 2 ** 31 - 512
 
 /** What a backend is for. */
 export interface BackendOptions extends Permissions {
@@ -27,6 +31,8 @@ export interface BackendOptions extends Permissions {
   readonly description?: string
   /** A job's backend: its requests run also while drained, since the drain waits for the job. */
   readonly disableQueuing?: boolean
+  /** What others may not do is asked for only once it is in; which refusal is told depends on it. */
+  readonly sharesAllFirst?: boolean
   /** Every write carries FUA. */
   readonly writethrough?: boolean
 }
@@ -74,7 +80,16 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     const backend = new BlockBackend(graph, options)
     node.refs++
     const { perm, shared } = options
-    backend.#root = await graph.attach(backend, node, 'root', 'root', { perm, shared })
+    const first = options.sharesAllFirst === true ? PERM.ALL : shared
+    backend.#root = await graph.attach(backend, node, 'root', 'root', { perm, shared: first })
+    if (first === shared) return backend
+    try {
+      backend.#root.shared = shared
+      updatePermissions([node])
+    } catch (error) {
+      await backend.close()
+      throw error
+    }
     return backend
   }
 
@@ -107,6 +122,11 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
   /** The root is drained: new requests wait. */
   get quiesced(): boolean {
     return this.#quiesced > 0
+  }
+
+  /** Requests of other multiples cost more: they are made whole by reading. */
+  get requestAlignment(): number {
+    return Math.max(1, this.node.driver?.limits.requestAlignment ?? 1)
   }
 
   /** Length in bytes. */
@@ -191,11 +211,7 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
 
   /** Who decides the content of the start of the range, over the whole chain. */
   blockStatus(offset: number, bytes: number): MaybePromise<ChainStatus> {
-    if (this.#mustQueue())
-      return this.#opened().then(() => {
-        this.#inFlight--
-        return this.blockStatus(offset, bytes)
-      })
+    if (this.#mustQueue()) return this.#statusLater(offset, bytes)
     this.#checkRange(offset, bytes, 'block-status')
     this.#inFlight++
     let status: MaybePromise<ChainStatus>
@@ -241,8 +257,11 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     if (root === undefined) return
     const node = root.node
     await this.#graph.drainedBegin(node)
-    this.#root = undefined
-    this.#graph.detach(root)
+    // Somebody else may have closed it while the requests ended.
+    if (this.#root === root) {
+      this.#root = undefined
+      this.#graph.detach(root)
+    }
     this.#graph.drainedEnd(node)
     const queue = this.#queue
     this.#queue = []
@@ -307,13 +326,25 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     if (pending !== undefined) await pending
   }
 
+  async #statusLater(offset: number, bytes: number): Promise<ChainStatus> {
+    await this.#opened()
+    let status: MaybePromise<ChainStatus>
+    try {
+      status = this.blockStatus(offset, bytes)
+    } finally {
+      this.#done()
+    }
+    return await status
+  }
+
   #writeFlags(flags: number): number {
     return this.#options.writethrough === true ? flags | FLAG.FUA : flags
   }
 
   #checkRange(offset: number, bytes: number, op: string): void {
     const length = this.node.length()
-    if (offset < 0 || offset + bytes > length)
+    const tooLong = bytes > REQUEST_MAX_BYTES && (op === 'read' || op === 'write')
+    if (tooLong || offset < 0 || offset + bytes > length)
       throw ioError('EIO', { node: this.node.name, offset, bytes, op })
   }
 

@@ -7,9 +7,11 @@
  * - Only the graph moves `node`.
  */
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
+import { nodeDiscard } from './discard.ts'
 import type { BlockStatus, ChildRole } from './driver.ts'
+import { nodeFlush } from './flush.ts'
 import type { BlockNode } from './node.ts'
-import { nodeDiscard, nodeFlush, nodeRead, nodeWrite, nodeWriteZeroes } from './request.ts'
+import { nodeRead, nodeWrite, nodeWriteZeroes } from './request.ts'
 import { nodeStatus } from './status.ts'
 
 /** Whoever owns an edge: a node, a backend or a job. */
@@ -74,7 +76,7 @@ export class BlockChild {
 
   /** Gives a range up; does nothing where the node ignores discards. */
   pdiscard(offset: number, bytes: number): Pending {
-    return nodeDiscard(this.node, offset, bytes)
+    return nodeDiscard(this.node, this, offset, bytes)
   }
 
   /** Makes every completed write stable. */

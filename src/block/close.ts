@@ -6,16 +6,16 @@
  * - Nothing is in flight when the driver closes, and what was written has been flushed.
  */
 import { assert } from '../util/errors.ts'
+import { nodeFlush } from './flush.ts'
 import type { BlockNode } from './node.ts'
-import { nodeFlush } from './request.ts'
 
 /** Flushes and closes a node nobody uses. Failures to flush are nobody's to hear any more. */
 export async function closeNode(node: BlockNode): Promise<void> {
   const { graph } = node
   assert(node.parents.size === 0, `node ${node.name} closes without users`)
   graph.unregister(node)
-  graph.drains.died(node)
   node.quiesce()
+  graph.drains.died(node)
   await graph.drains.untilQuiet(node)
   try {
     await nodeFlush(node)

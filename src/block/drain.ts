@@ -93,7 +93,8 @@ export class Drains {
 
   /** Begins a section on every node there is, and on those that are born meanwhile. */
   async beginAll(): Promise<void> {
-    const section = new Set(this.#graph.nodes())
+    // A node that is still opening joins when it is open.
+    const section = new Set(this.#graph.nodes().filter((node) => node.driver !== undefined))
     this.#sections.push(section)
     for (const node of section) node.quiesce()
     await this.until(() => [...section].every((node) => !node.busy()), [...section])

@@ -75,6 +75,8 @@ export interface BlockLimits {
   readonly zeroesAlignment: number
   /** Discards reach `pdiscard` in multiples of this; 0 = `requestAlignment`. */
   readonly discardAlignment: number
+  /** Longest discard the driver takes at once; absent or 0 = no limit. */
+  readonly maxDiscard?: number
 }
 
 /** The limits of a driver that has none. */
@@ -147,6 +149,8 @@ export interface ImageInfo {
   readonly backingFormat?: string
   /** The image was not closed in order. */
   readonly dirty?: boolean
+  /** Internal snapshots, as QMP shows them. */
+  readonly snapshots?: readonly Readonly<Record<string, unknown>>[]
 }
 
 /** A reopen that was prepared; exactly one of the two is called. */
@@ -217,6 +221,8 @@ export interface BlockDriver {
   changeBackingFile?(filename: string | undefined, format: string | undefined): MaybePromise<void>
   /** Told of what the node above is about to do (`flush_to_disk` …), by those that inject errors. */
   debugEvent?(event: string): void
+  /** Writes of a last block that reaches beyond the end are cut off here; such a disk is writable. */
+  readonly cutsLastBlock?: boolean
   /** The image can keep named dirty bitmaps. */
   readonly storesBitmaps?: boolean
   /** Called on the node's first quiesce and last unquiesce. */
@@ -233,6 +239,8 @@ export interface BlockDriver {
   info?(): MaybePromise<ImageInfo>
   /** Name shown as `filename`: a path, a URL or JSON. */
   filename?(): string
+  /** Name of the backing image that the image itself names, seen from where the image lies. */
+  backingFilename?(): string | undefined
   /** Gives everything up; the node is drained and flushed. Must not fail. */
   close(): MaybePromise<void>
 }
@@ -243,6 +251,8 @@ export interface DriverDefinition {
   readonly name: string
   /** A filter changes requests, not data: its content is that of its `filtered` child. */
   readonly kind: 'protocol' | 'format' | 'filter'
+  /** Options of its own that a reopen may change or drop; absent: none. */
+  readonly changeable?: readonly string[]
   /** Whether an overlay of this driver can have a backing image. */
   readonly supportsBacking?: boolean
   /** Opens the driver. Options were checked for shape by the caller's surface, not for meaning. */

@@ -96,10 +96,17 @@ export class BlockGraph {
       return openNode(this, ref, inherited)
     }
     const node = this.#nodes.get(ref)
-    if (node === undefined)
+    // A node that is still being opened cannot be its own child.
+    if (node?.driver === undefined)
       throw new BlockError('EINVAL', `Cannot find device='${ref}' nor node-name='${ref}'`)
     node.refs++
     return node
+  }
+
+  /** Moves a node to the end of the list; for `openNode` only. */
+  relist(node: BlockNode): void {
+    this.#nodes.delete(node.name)
+    this.#nodes.set(node.name, node)
   }
 
   /** Puts an opened node on the list; for `openNode` only. */
@@ -159,6 +166,8 @@ export class BlockGraph {
     if (node.gate.quiesceCount > 0) {
       node.quiesceParent(edge)
       await this.drains.until(() => !owner.drainedPoll(edge), [])
+      // The section may have ended meanwhile, and did not know of this edge.
+      if (node.gate.quiesceCount === 0) node.unquiesceParent(edge)
     }
     const parent = owner.ownerKind === 'node' ? (owner as BlockNode) : undefined
     node.parents.add(edge)
@@ -175,9 +184,25 @@ export class BlockGraph {
     return edge
   }
 
+  /**
+   * Makes an edge between two drained nodes. Takes a reference to `to`; permissions are the caller's
+   * to settle, and `detach` takes it back.
+   */
+  linkNow(owner: BlockNode, to: BlockNode, name: string, role: ChildRole): BlockChild {
+    const edge = new BlockChild(owner, to, name, role)
+    assert(isHeldBack(edge), `'${name}' of ${owner.ownerDescription} is made while drained`)
+    to.refs++
+    if (to.gate.quiesceCount > 0) to.quiesceParent(edge)
+    to.parents.add(edge)
+    owner.children.set(name, edge)
+    if (role === 'backing') blockBacking(edge)
+    return edge
+  }
+
   /** Cuts an edge and drops its reference. */
   detach(edge: BlockChild): void {
     const node = edge.node
+    assert(isHeldBack(edge), `'${edge.name}' of ${edge.owner.ownerDescription} goes while drained`)
     if (edge.role === 'backing') unblockBacking(edge)
     this.#unlink(edge)
     loosenPermissions([node])
@@ -199,14 +224,15 @@ export class BlockGraph {
    * the old node, and permissions, are the caller's to settle.
    */
   moveEdgeNow(edge: BlockChild, to: BlockNode): void {
+    assert(isHeldBack(edge), `'${edge.name}' of ${edge.owner.ownerDescription} moves while drained`)
+    if (to.gate.quiesceCount > 0) to.quiesceParent(edge)
     if (edge.role === 'backing') unblockBacking(edge)
     edge.node.parents.delete(edge)
     to.refs++
     edge.node = to
     to.parents.add(edge)
     if (edge.role === 'backing') blockBacking(edge)
-    if (to.gate.quiesceCount > 0) to.quiesceParent(edge)
-    else to.unquiesceParent(edge)
+    if (to.gate.quiesceCount === 0) to.unquiesceParent(edge)
   }
 
   /** Moves every user of `from` to `to`, except jobs and users that `to` stands on. */
@@ -217,8 +243,10 @@ export class BlockGraph {
   /** Opens a filter over `top` (by name, in its options) and moves the users of `top` onto it. */
   async insertFilter(options: BlockdevOptions, top: BlockNode): Promise<BlockNode> {
     return this.withDrained(top, async () => {
-      const filter = await this.open(options)
+      checkFreeName(this, options['node-name'])
+      const filter = await openNode(this, options, {}, true)
       filter.implicit = options['node-name'] === undefined
+      filter.appending = false
       try {
         await this.replace(top, filter)
       } catch (error) {
@@ -289,6 +317,14 @@ export class BlockGraph {
     }
     await this.settled()
   }
+}
+
+/** No request comes through the edge: its owner is drained, closed, or a job, which sends none. */
+function isHeldBack(edge: BlockChild): boolean {
+  if (edge.quiescedParent || edge.owner.ownerKind === 'job') return true
+  if (edge.owner.ownerKind !== 'node') return false
+  const owner = edge.owner as BlockNode
+  return owner.gate.quiesceCount > 0 || owner.driver === undefined
 }
 
 const backingReasons = new WeakMap<BlockChild, { readonly message: string }>()

@@ -187,7 +187,7 @@ export class NamedBitmap {
       if (other.bits.size !== this.bits.size)
         throw new BlockError(
           'EINVAL',
-          `Bitmaps are of different sizes (destination size is ${this.bits.size}, source size is ${other.bits.size})`,
+          `Bitmaps are of different sizes (destination size is ${this.bits.size}, source size is ${other.bits.size}) and can't be merged`,
         )
     }
     const before = this.bits
@@ -222,6 +222,13 @@ export class NodeBitmaps {
   /** All of them, newest first. */
   list(): NamedBitmap[] {
     return [...this.#all.values()].reverse()
+  }
+
+  /** One whose image is read-only, if there is such a one. */
+  get readOnly(): NamedBitmap | undefined {
+    if (this.#all.size === 0) return undefined
+    for (const bitmap of this.#all.values()) if (bitmap.readOnly) return bitmap
+    return undefined
   }
 
   /** The bitmap of that name, if there is one. */
@@ -276,12 +283,6 @@ export class NodeBitmaps {
     bitmap.disable()
     this.#all.delete(name)
     return bitmap
-  }
-
-  /** Puts one back that `remove` took away. */
-  restore(bitmap: NamedBitmap, enabled: boolean): void {
-    this.#all.set(bitmap.name, bitmap)
-    if (enabled) bitmap.enable()
   }
 
   #defaultGranularity(): number {

@@ -49,6 +49,8 @@ export class BlockNode implements EdgeOwner {
   monitorOwned = false
   /** Inserted by a job or by replication, without a user's name. */
   implicit = false
+  /** Being put over its child: until the users of the child come, it takes nothing and shares all. */
+  appending = false
   /** The node whose options this one was written in; it follows that node's reopens. */
   inheritsFrom: BlockNode | undefined
   /** References: edges, the monitor, whoever holds the node across a wait. */

@@ -20,7 +20,11 @@ export function inheritedOptions(
   role: ChildRole,
 ): Partial<BlockdevOptions> {
   const cache = parent.cache
-  const common = cache === undefined ? {} : { cache }
+  const force = parent['force-share']
+  const common = {
+    ...(cache === undefined ? {} : { cache }),
+    ...(force === undefined ? {} : { 'force-share': force }),
+  }
   if (role === 'backing') return { ...common, 'read-only': true }
   const auto = parent['auto-read-only']
   return {
@@ -31,11 +35,15 @@ export function inheritedOptions(
   }
 }
 
-/** Opens a node with one reference, which is the caller's. */
+/**
+ * Opens a node with one reference, which is the caller's. One that is `appending` leaves what is
+ * below it to the users it has.
+ */
 export async function openNode(
   graph: BlockGraph,
   given: BlockdevOptions,
   inherited: Partial<BlockdevOptions>,
+  appending = false,
 ): Promise<BlockNode> {
   const options: BlockdevOptions = { ...inherited, ...given }
   const definition = graph.drivers.get(options.driver)
@@ -45,6 +53,7 @@ export async function openNode(
   const name = options['node-name'] ?? inventName(graph)
   const node = new BlockNode(graph, definition, name, options, options['read-only'] === true)
   node.given = given
+  node.appending = appending
   node.refs = 1
   graph.register(node)
   const opener: ChildOpener = {
@@ -52,6 +61,8 @@ export async function openNode(
   }
   try {
     node.driver = await definition.open(node, options, opener)
+    // A child that was drained already quiesced the node before it had a driver to tell.
+    if (node.gate.quiesceCount > 0) node.driver.drainBegin?.()
     updatePermissions([node])
   } catch (error) {
     graph.unregister(node)
@@ -76,6 +87,8 @@ async function openChild(
   const parent = { ...node.options, 'read-only': node.readOnly }
   const child = await graph.take(ref, inheritedOptions(parent, role))
   if (typeof ref !== 'string') child.inheritsFrom = node
+  // The file is there before the image in it; all other children come after their parent.
+  if (name === 'file') graph.relist(node)
   return graph.attach(node, child, name, role)
 }
 

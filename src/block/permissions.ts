@@ -13,6 +13,8 @@ import type { ChildRole, DriverDefinition, Permissions } from './driver.ts'
 import { PERM } from './driver.ts'
 import type { BlockNode } from './node.ts'
 
+const SECTOR_BYTES = 512
+
 const WORDS: readonly (readonly [number, string])[] = [
   [PERM.CONSISTENT_READ, 'consistent read'],
   [PERM.WRITE, 'write'],
@@ -64,6 +66,9 @@ export function defaultChildPermissions(
 /** Read-only flags as a reopen in progress will leave them. */
 export type FutureReadOnly = ReadonlyMap<BlockNode, boolean>
 
+/** What an edge takes and shares that is not in use yet. */
+const NOTHING: Permissions = { perm: 0, shared: PERM.ALL }
+
 const NO_FUTURE: FutureReadOnly = new Map()
 
 /** Nodes below and including the given ones, parents before children. */
@@ -93,15 +98,31 @@ function conflict(a: BlockChild, b: BlockChild): BlockError | undefined {
   )
 }
 
+/** The last block of a disk that may not grow must be whole, or a write to it could not be. */
+function checkWholeBlocks(node: BlockNode, perm: number): void {
+  if ((perm & PERM.WRITE) === 0 || (perm & PERM.RESIZE) !== 0) return
+  if (node.driver === undefined || node.driver.cutsLastBlock === true) return
+  const sectors = Math.ceil(node.driver.length() / SECTOR_BYTES)
+  if ((sectors * SECTOR_BYTES) % node.driver.limits.requestAlignment === 0) return
+  throw new BlockError(
+    'EPERM',
+    "Cannot get 'write' permission without 'resize': Image size is not a multiple of request " +
+      'alignment',
+    { node: node.name },
+  )
+}
+
 function checkNode(node: BlockNode, future: FutureReadOnly): void {
-  const edges = [...node.parents]
+  const edges = [...node.parents].reverse()
   for (const a of edges)
     for (const b of edges) {
-      const error = a === b ? undefined : conflict(a, b)
+      // What the newest user refuses is told first.
+      const error = a === b ? undefined : conflict(b, a)
       if (error !== undefined) throw error
     }
   const { perm, shared } = cumulative(node)
   node.driver?.checkPermissions?.(perm, shared)
+  checkWholeBlocks(node, perm)
   const writes = perm & (PERM.WRITE | PERM.WRITE_UNCHANGED)
   const readOnly = future.get(node) ?? node.readOnly
   if (writes === 0 || !readOnly) return
@@ -129,6 +150,7 @@ export function updatePermissions(
       const readOnly = future.get(node) ?? node.readOnly
       for (const edge of node.children.values()) {
         const next =
+          (node.appending ? NOTHING : undefined) ??
           node.definition.childPermissions?.(node, edge, above, readOnly) ??
           defaultChildPermissions(node.definition, edge.role, above, readOnly)
         const { perm, shared } = edge
@@ -137,7 +159,7 @@ export function updatePermissions(
           edge.shared = shared
         })
         edge.perm = next.perm
-        edge.shared = next.shared
+        edge.shared = edge.node.options['force-share'] === true ? PERM.ALL : next.shared
       }
     }
   } catch (error) {

@@ -9,12 +9,13 @@
 import { asBlockError, assert, BlockError } from '../util/errors.ts'
 import type { BlockChild } from './child.ts'
 import type { BlockdevOptions, PreparedReopen } from './driver.ts'
+import { nodeFlush } from './flush.ts'
 import type { BlockGraph } from './graph.ts'
 import type { BlockNode } from './node.ts'
 import { inheritedOptions } from './open.ts'
 import { loosenPermissions, updatePermissions } from './permissions.ts'
-import { isBelow } from './replace.ts'
-import { nodeFlush } from './request.ts'
+import { cannotChange, checkReset, checkUnchanged } from './reopen-options.ts'
+import { hasJobAbove, isBelow } from './replace.ts'
 
 /** One node of a reopen. */
 export interface ReopenEntry {
@@ -32,8 +33,13 @@ interface EdgeChange {
   readonly node: BlockNode
   readonly name: string
   readonly edge: BlockChild | undefined
+  /** What the edge led to before. */
+  readonly from: BlockNode | undefined
   readonly to: BlockNode | undefined
 }
+
+/** The edges that a reopen may move to another node. */
+const MOVABLE = ['file', 'backing']
 
 function isOptions(ref: unknown): ref is BlockdevOptions {
   return typeof ref === 'object' && ref !== null
@@ -67,18 +73,17 @@ function expand(entries: readonly ReopenEntry[]): ReopenEntry[] {
   return all
 }
 
-function checkFixed(node: BlockNode, options: BlockdevOptions): void {
-  if (options.driver !== node.definition.name)
-    throw new BlockError('EINVAL', "Cannot change the option 'driver'", { node: node.name })
-  const name = options['node-name']
-  if (name !== undefined && name !== node.name)
-    throw new BlockError('EINVAL', "Cannot change the option 'node-name'", { node: node.name })
-}
-
 /** The image itself names a backing image, whether or not one is attached. */
 async function namesBacking(node: BlockNode): Promise<boolean> {
   const info = await node.driver?.info?.()
   return info?.backingFilename !== undefined
+}
+
+/** What a user put there, below the filters that jobs put over it. */
+function withoutImplicit(node: BlockNode): BlockNode {
+  let at = node
+  while (at.implicit && at.chainNext !== undefined) at = at.chainNext
+  return at
 }
 
 /** The edges that an entry moves, makes or cuts. */
@@ -96,20 +101,30 @@ async function edgeChanges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgeC
       throw new BlockError('EINVAL', `backing is missing for '${node.name}'`, { node: node.name })
     if (ref === undefined) continue
     const to = changeTarget(graph, node, name, edge, ref)
-    if (to === edge?.node) continue
+    if (to === edge?.node || (edge !== undefined && to === withoutImplicit(edge.node))) continue
+    if (name === 'backing' && edge?.node.implicit === true)
+      throw new BlockError(
+        'EPERM',
+        `Cannot change backing link if '${node.name}' has an implicit backing file`,
+        { node: node.name },
+      )
     if (edge?.frozen === true)
       throw new BlockError(
         'EPERM',
         `Cannot change frozen '${name}' link from '${node.name}' to '${edge.node.name}'`,
         { node: node.name },
       )
+    if (name === 'file' && hasJobAbove(node))
+      throw new BlockError('EBUSY', `Cannot change '${name}' link of '${node.name}' under a job`, {
+        node: node.name,
+      })
     if (to !== undefined && isBelow(to, node))
       throw new BlockError(
         'EINVAL',
         `Making '${to.name}' a ${name} child of '${node.name}' would create a cycle`,
         { node: node.name },
       )
-    changes.push({ node, name, edge, to })
+    changes.push({ node, name, edge, from: edge?.node, to })
   }
   return changes
 }
@@ -124,13 +139,14 @@ function changeTarget(
   if (ref === null && name === 'backing') return undefined
   if (typeof ref === 'string') {
     const to = graph.find(ref)
-    if (to !== undefined) return to
-    throw new BlockError('EINVAL', `Cannot find device='${ref}' nor node-name='${ref}'`, {
+    if (to !== undefined && (to === edge?.node || MOVABLE.includes(name))) return to
+    if (!MOVABLE.includes(name)) throw cannotChange(node, name)
+    throw new BlockError('EINVAL', `Cannot find device='' nor node-name='${ref}'`, {
       node: node.name,
     })
   }
-  if (edge !== undefined && edge.node.inheritsFrom === node) return edge.node
-  throw new BlockError('EINVAL', `Cannot change the option '${name}'`, { node: node.name })
+  if (edge !== undefined && withoutImplicit(edge.node).inheritsFrom === node) return edge.node
+  throw cannotChange(node, `${name}.driver`)
 }
 
 async function prepare(entry: ReopenEntry): Promise<PreparedReopen> {
@@ -146,39 +162,64 @@ async function prepare(entry: ReopenEntry): Promise<PreparedReopen> {
   return driver.reopenPrepare({ options, readOnly: options['read-only'] === true })
 }
 
-function applyEdges(graph: BlockGraph, changes: readonly EdgeChange[]): (() => void)[] {
-  return changes.map(({ node, name, edge, to }) => {
-    if (edge !== undefined && to !== undefined) {
-      const from = edge.node
-      graph.moveEdgeNow(edge, to)
-      return () => graph.moveEdgeNow(edge, from)
+/** Makes one change of an edge; the answer takes it back. */
+function applyEdge(graph: BlockGraph, { node, name, edge, from, to }: EdgeChange): () => void {
+  if (edge !== undefined && from !== undefined && to !== undefined) {
+    graph.moveEdgeNow(edge, to)
+    return () => {
+      graph.moveEdgeNow(edge, from)
+      graph.unref(to)
+      graph.unref(from)
     }
-    if (edge !== undefined) {
-      node.children.delete(name)
-      edge.node.parents.delete(edge)
-      return () => {
-        node.children.set(name, edge)
-        edge.node.parents.add(edge)
-      }
+  }
+  if (edge !== undefined) {
+    node.children.delete(name)
+    edge.node.parents.delete(edge)
+    return () => {
+      node.children.set(name, edge)
+      edge.node.parents.add(edge)
     }
-    return () => undefined
-  })
+  }
+  if (to === undefined) return () => undefined
+  const made = graph.linkNow(node, to, name, name === 'backing' ? 'backing' : 'file')
+  return () => graph.detach(made)
 }
 
 /** See `BlockGraph.reopen`. Errors: EINVAL, EPERM, ENOTSUP, those of the drivers. */
 export async function reopenNodes(graph: BlockGraph, given: readonly ReopenEntry[]): Promise<void> {
-  for (const entry of given) checkFixed(entry.node, entry.options)
   const entries = expand(given)
-  for (const entry of entries) checkFixed(entry.node, entry.options)
-  const changes: EdgeChange[] = []
-  for (const entry of entries) changes.push(...(await edgeChanges(graph, entry)))
-  for (const { node } of entries) await graph.drainedBegin(node)
-  for (const { to } of changes) if (to !== undefined) await graph.drainedBegin(to)
+  for (const entry of entries) checkReset(entry.node, entry.options)
+  const held: BlockNode[] = []
+  const hold = async (node: BlockNode): Promise<void> => {
+    held.push(node)
+    await graph.drainedBegin(node)
+  }
+  let changes: EdgeChange[] = []
   try {
+    for (const { node } of entries) await hold(node)
+    changes = await holdChanges(graph, entries, held, hold)
     await reopenDrained(graph, entries, changes)
   } finally {
-    for (const { to } of changes) if (to !== undefined) graph.drainedEnd(to)
-    for (const { node } of entries) graph.drainedEnd(node)
+    for (const node of held.reverse()) graph.drainedEnd(node)
+  }
+  // A node that nobody uses any more is gone when the command returns.
+  if (changes.length > 0) await graph.settled()
+}
+
+/** The edges to change, once everything they will lead to is drained as well. */
+async function holdChanges(
+  graph: BlockGraph,
+  entries: readonly ReopenEntry[],
+  held: readonly BlockNode[],
+  hold: (node: BlockNode) => Promise<void>,
+): Promise<EdgeChange[]> {
+  for (;;) {
+    const changes: EdgeChange[] = []
+    for (const entry of entries) changes.push(...(await edgeChanges(graph, entry)))
+    const fresh = changes.find(({ to }) => to !== undefined && !held.includes(to))?.to
+    if (fresh === undefined) return changes
+    // What is found may change while it is being drained: look again.
+    await hold(fresh)
   }
 }
 
@@ -189,13 +230,18 @@ async function reopenDrained(
 ): Promise<void> {
   for (const { node } of entries) await flushFor(node)
   const prepared: PreparedReopen[] = []
-  let undoEdges: (() => void)[] = []
+  const undoEdges: (() => void)[] = []
   const nodes = entries.map((e) => e.node)
+  // Whoever loses a user takes less of what is below.
+  const touched = changes.flatMap(({ edge, to }) => [edge?.node, to])
   const future = new Map(entries.map((e) => [e.node, e.options['read-only'] === true] as const))
   try {
-    for (const entry of entries) prepared.push(await prepare(entry))
-    undoEdges = applyEdges(graph, changes)
-    updatePermissions([...nodes, ...changes.flatMap((c) => (c.to ? [c.to] : []))], future)
+    for (const entry of entries) {
+      prepared.push(await prepare(entry))
+      checkUnchanged(entry.node, entry.options)
+    }
+    for (const change of changes) undoEdges.push(applyEdge(graph, change))
+    updatePermissions([...nodes, ...touched.filter((n) => n !== undefined)], future)
   } catch (error) {
     for (const undo of undoEdges.reverse()) undo()
     loosenPermissions(nodes)
@@ -208,8 +254,8 @@ async function reopenDrained(
     assert(entry !== undefined, 'one prepared step for each entry')
     adopt(entry)
   }
-  for (const change of changes) await finishEdge(graph, change)
-  loosenPermissions(nodes)
+  for (const change of changes) finishEdge(graph, change)
+  loosenPermissions([...nodes, ...changes.flatMap((c) => (c.from ? [c.from] : []))])
   for (const one of prepared) await one.afterCommit?.()
 }
 
@@ -231,15 +277,14 @@ function adopt({ node, options, given }: ReopenEntry): void {
   node.detectZeroes = options['detect-zeroes'] ?? 'off'
 }
 
-/** References and blockers of an edge that was moved, made or cut. */
-async function finishEdge(graph: BlockGraph, { node, name, edge, to }: EdgeChange): Promise<void> {
-  if (edge === undefined && to !== undefined) {
-    to.refs++
-    await graph.attach(node, to, name, name === 'backing' ? 'backing' : 'file')
-  } else if (edge !== undefined && to === undefined) {
-    edge.node.parents.add(edge)
+/** Gives up what a moved or cut edge held before. */
+function finishEdge(graph: BlockGraph, { edge, from, to }: EdgeChange): void {
+  if (edge === undefined || from === undefined) return
+  if (to === undefined) {
+    from.parents.add(edge)
     graph.detach(edge)
-  } else if (edge !== undefined) edge.node.graph.drains.kick()
+  } else graph.unref(from)
+  graph.drains.kick()
 }
 
 /** See `BlockGraph.setReadOnly`. */

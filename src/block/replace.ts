@@ -10,7 +10,7 @@ import { BlockError } from '../util/errors.ts'
 import type { BlockChild } from './child.ts'
 import type { BlockGraph } from './graph.ts'
 import type { BlockNode } from './node.ts'
-import { updatePermissions } from './permissions.ts'
+import { loosenPermissions, updatePermissions } from './permissions.ts'
 
 /** `bs` is `top` or lies below it through any children. */
 export function isBelow(top: BlockNode, bs: BlockNode): boolean {
@@ -23,6 +23,18 @@ export function isBelow(top: BlockNode, bs: BlockNode): boolean {
 export function chainContains(top: BlockNode, base: BlockNode): boolean {
   for (let n: BlockNode | undefined = top; n !== undefined; n = n.chainNext)
     if (n === base) return true
+  return false
+}
+
+/**
+ * A job works on the node or on something above it. Its workers may have the data attached as they
+ * lie now, so where the data lie must not change.
+ */
+export function hasJobAbove(node: BlockNode): boolean {
+  for (const edge of node.parents) {
+    if (edge.role === 'job') return true
+    if (edge.owner.ownerKind === 'node' && hasJobAbove(edge.owner as BlockNode)) return true
+  }
   return false
 }
 
@@ -62,7 +74,7 @@ function moveAll(graph: BlockGraph, from: BlockNode, to: BlockNode): void {
     for (const edge of edges) graph.moveEdgeNow(edge, from)
     for (let i = 0; i < edges.length; i++) graph.unref(to)
     for (let i = 0; i < edges.length; i++) graph.unref(from)
-    updatePermissions([...parentsOf(edges), to, from])
+    loosenPermissions([...parentsOf(edges), to, from])
     throw error
   }
   for (let i = 0; i < edges.length; i++) graph.unref(from)

@@ -8,10 +8,11 @@
  * - A request that can finish inline never leaves the stack and allocates nothing.
  */
 import type { Pending } from '../coroutine/coroutine.ts'
-import { ioError } from '../util/errors.ts'
+import { assert, BlockError, ioError } from '../util/errors.ts'
 import type { BlockChild } from './child.ts'
 import type { BlockDriver } from './driver.ts'
 import { FLAG, PERM } from './driver.ts'
+import { nodeFlush } from './flush.ts'
 import type { BlockNode } from './node.ts'
 import type { TrackedRequest } from './tracked.ts'
 
@@ -19,8 +20,12 @@ import type { TrackedRequest } from './tracked.ts'
 const ZERO_PIECE_BYTES = 1024 * 1024
 const ZEROES = new Uint8Array(ZERO_PIECE_BYTES)
 
-const alignDown = (value: number, to: number): number => value - (value % to)
-const alignUp = (value: number, to: number): number => alignDown(value + to - 1, to)
+export { nodeFlush }
+
+/** The multiple of `to` at or below a value. */
+export const alignDown = (value: number, to: number): number => value - (value % to)
+/** The multiple of `to` at or above a value. */
+export const alignUp = (value: number, to: number): number => alignDown(value + to - 1, to)
 
 /** Reads; bytes beyond the end of the node are zeroes. */
 export function nodeRead(node: BlockNode, offset: number, buf: Uint8Array): Pending {
@@ -124,14 +129,40 @@ export async function readAligned(
   if (padded) buf.set(target.subarray(offset - start, offset - start + buf.length))
 }
 
+/** No bitmap of the node lies in an image that is read-only: its bits could not follow. */
+export function checkBitmaps(node: BlockNode): void {
+  const fixed = node.bitmaps.readOnly
+  if (fixed === undefined) return
+  const words = `Bitmap '${fixed.name}' is readonly and cannot be modified`
+  throw new BlockError('EPERM', words, { node: node.name, op: 'write' })
+}
+
+/** A read-only node refuses; a user without the permission is our own mistake. */
+export function checkPermission(
+  node: BlockNode,
+  edge: BlockChild,
+  op: string,
+  flags: number,
+): void {
+  if (node.readOnly) throw ioError('EPERM', { node: node.name, op })
+  if ((edge.perm & PERM.WRITE) !== 0) return
+  if ((edge.perm & PERM.WRITE_UNCHANGED) !== 0 && (flags & FLAG.WRITE_UNCHANGED) !== 0) return
+  assert(false, `${edge.owner.ownerDescription} took the permission for a ${op} of '${node.name}'`)
+}
+
 /** What every write-class request has to satisfy before it starts. */
-function checkWritable(node: BlockNode, edge: BlockChild, offset: number, bytes: number): void {
-  if (node.readOnly) throw ioError('EPERM', { node: node.name, offset, bytes, op: 'write' })
+function checkWritable(node: BlockNode, edge: BlockChild, flags: number): void {
+  checkBitmaps(node)
+  checkPermission(node, edge, 'write', flags)
+}
+
+function checkEnd(node: BlockNode, edge: BlockChild, offset: number, bytes: number): void {
   if (offset + bytes > node.length() && (edge.perm & PERM.RESIZE) === 0)
     throw ioError('EIO', { node: node.name, offset, bytes, op: 'write' })
 }
 
-function wrote(node: BlockNode, offset: number, bytes: number): void {
+/** A write-class request of the range ended, successfully or not. */
+export function wrote(node: BlockNode, offset: number, bytes: number): void {
   node.writeGeneration++
   if (node.writeListeners.size > 0) for (const heard of node.writeListeners) heard(offset, bytes)
 }
@@ -146,7 +177,8 @@ export function nodeWrite(
 ): Pending {
   const driver = node.needDriver()
   if (buf.length === 0) return undefined
-  checkWritable(node, edge, offset, buf.length)
+  checkWritable(node, edge, flags)
+  checkEnd(node, edge, offset, buf.length)
   if (node.detectZeroes !== 'off' && allZero(buf)) {
     const unmap = node.detectZeroes === 'unmap' ? FLAG.MAY_UNMAP : 0
     return nodeWriteZeroes(node, edge, offset, buf.length, flags | unmap)
@@ -222,12 +254,8 @@ function slowWrite(
   flags: number,
   aligned: boolean,
 ): Promise<void> {
-  const serialising = !aligned || (flags & FLAG.SERIALISING) !== 0
-  const unit = serialising
-    ? Math.max(driver.limits.clusterSize, driver.limits.requestAlignment, 1)
-    : 1
-  const start = alignDown(offset, unit)
-  const end = alignUp(offset + buf.length, unit)
+  const exclusive = !aligned || (flags & FLAG.SERIALISING) !== 0
+  const { start, end, serialising } = exclusiveRange(driver, offset, buf.length, exclusive)
   if (!aligned && (flags & FLAG.NO_FALLBACK) !== 0)
     throw ioError('ENOTSUP', { node: node.name, offset, bytes: buf.length, op: 'write' })
   return tracked(node, start, end - start, serialising, async () => {
@@ -239,6 +267,18 @@ function slowWrite(
     }
     await emulateFua(node, driver.writeFlags, flags)
   })
+}
+
+/** The range that a write holds: as it is, or whole clusters when it excludes others. */
+function exclusiveRange(
+  driver: BlockDriver,
+  offset: number,
+  bytes: number,
+  serialising: boolean,
+): { start: number; end: number; serialising: boolean } {
+  const { clusterSize, requestAlignment } = driver.limits
+  const unit = serialising ? Math.max(clusterSize, requestAlignment, 1) : 1
+  return { start: alignDown(offset, unit), end: alignUp(offset + bytes, unit), serialising }
 }
 
 async function writePadded(
@@ -253,6 +293,8 @@ async function writePadded(
   const whole = new Uint8Array(end - start)
   // A tail beyond the current end stays zero; everything else must be read before it is rewritten.
   const readable = Math.min(end, Math.max(start, alignUp(driver.length(), align)))
+  if (start !== offset) driver.debugEvent?.('pwritev_rmw_head')
+  else driver.debugEvent?.('pwritev_rmw_tail')
   if (readable > start) await readAligned(driver, start, whole.subarray(0, readable - start))
   whole.set(buf, offset - start)
   await writeAligned(driver, start, whole, flags)
@@ -289,16 +331,20 @@ export function nodeWriteZeroes(
 ): Pending {
   const driver = node.needDriver()
   if (bytes === 0) return undefined
-  checkWritable(node, edge, offset, bytes)
+  checkWritable(node, edge, flags)
+  checkEnd(node, edge, offset, bytes)
   const allowed = node.unmap ? flags : flags & ~FLAG.MAY_UNMAP
-  const serialising = (flags & FLAG.SERIALISING) !== 0
-  return tracked(node, offset, bytes, serialising, async () => {
+  const { requestAlignment } = driver.limits
+  // What surrounds a misaligned end is read and written back: nobody may write it meanwhile.
+  const aligned = offset % requestAlignment === 0 && bytes % requestAlignment === 0
+  const range = exclusiveRange(driver, offset, bytes, !aligned || (flags & FLAG.SERIALISING) !== 0)
+  return tracked(node, range.start, range.end - range.start, range.serialising, async () => {
     try {
       await zeroPieces(node, driver, offset, bytes, allowed)
     } finally {
       wrote(node, offset, bytes)
     }
-    await emulateFua(node, driver.zeroesFlags, flags)
+    await emulateFua(node, driver.zeroesFlags & driver.writeFlags, flags)
   })
 }
 
@@ -362,70 +408,4 @@ async function zeroData(
     if (aligned) await writeAligned(driver, offset + at, piece, flags)
     else await writePadded(driver, offset + at, piece, flags)
   }
-}
-
-/** Discard: a hint; succeeds without effect where the node ignores it. */
-export function nodeDiscard(node: BlockNode, offset: number, bytes: number): Pending {
-  const driver = node.needDriver()
-  if (offset < 0 || offset + bytes > driver.length())
-    throw ioError('EIO', { node: node.name, offset, bytes, op: 'discard' })
-  if (!node.unmap || driver.pdiscard === undefined || bytes === 0) return undefined
-  if (node.readOnly) throw ioError('EPERM', { node: node.name, offset, bytes, op: 'discard' })
-  const unit = Math.max(driver.limits.discardAlignment, driver.limits.requestAlignment, 1)
-  const end = offset + bytes
-  const start = alignUp(offset, unit)
-  const stop = end === driver.length() ? end : alignDown(end, unit)
-  if (stop <= start) return undefined
-  return tracked(node, start, stop - start, false, async () => {
-    try {
-      const pending = driver.pdiscard?.(start, stop - start)
-      if (pending !== undefined) await pending
-    } catch (error) {
-      const code = error instanceof Error && 'code' in error ? error.code : undefined
-      if (code !== 'ENOTSUP') throw error
-    } finally {
-      wrote(node, start, stop - start)
-    }
-  })
-}
-
-/** Makes every ended write of this node and of its file stable. */
-export function nodeFlush(node: BlockNode): Pending {
-  if (node.driver === undefined || node.readOnly) return undefined
-  return flushNode(node)
-}
-
-async function flushNode(node: BlockNode): Promise<void> {
-  const driver = node.needDriver()
-  node.gate.begin()
-  try {
-    const generation = node.writeGeneration
-    while (node.activeFlush !== undefined) await node.activeFlush.catch(() => undefined)
-    const run = flushOnce(node, driver, generation)
-    node.activeFlush = run
-    try {
-      await run
-    } finally {
-      node.activeFlush = undefined
-    }
-  } finally {
-    node.gate.end()
-  }
-}
-
-async function flushOnce(node: BlockNode, driver: BlockDriver, generation: number): Promise<void> {
-  const stable = node.noFlush || node.flushedGeneration === generation
-  if (!stable) node.children.get('file')?.node.driver?.debugEvent?.('flush_to_disk')
-  if (driver.flush !== undefined && !(stable && !node.noFlush)) {
-    const pending = driver.flush(!node.noFlush)
-    if (pending !== undefined) await pending
-  }
-  for (const edge of node.children.values()) {
-    if (edge.role !== 'file' && edge.role !== 'filtered') continue
-    const pending = nodeFlush(edge.node)
-    if (pending !== undefined) await pending
-  }
-  // What was kept from the disk is not stable, should flushes be let through later.
-  if (node.noFlush) return
-  node.flushedGeneration = Math.max(node.flushedGeneration, generation)
 }

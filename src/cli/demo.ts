@@ -10,8 +10,9 @@ import { BlockError } from '../index.ts'
 import { checkOptions, type DemoArguments } from './demo/options.ts'
 import { mib, ms } from './demo/progress.ts'
 import { type DemoResult, runDemo } from './demo/run.ts'
+import { runSide } from './demo/side.ts'
 
-/** Exit status by signal; leaving through `exit` ends the daemons and removes the files. */
+/** Exit status by signal; leaving through `exit` ends the sides and removes the files. */
 const INTERRUPTS = [
   ['SIGINT', 130],
   ['SIGTERM', 143],
@@ -26,7 +27,9 @@ export const demoCommand: Command = new Command('demo')
   .option('--seed <n>', 'repeat the writes and the moment of death of an earlier run')
   .option('--json', 'print the result as JSON')
   .addOption(new Option('--break', 'spoil one block first: the verdict must fail').hideHelp())
+  .addOption(new Option('--side <json>', 'be one side of the pair').hideHelp())
   .action(async (args: DemoArguments) => {
+    if (args.side !== undefined) return runSide(args.side)
     const options = checkOptions(args)
     const out = options.json ? process.stderr : process.stdout
     const say = (line: string): void => {

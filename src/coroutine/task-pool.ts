@@ -4,6 +4,7 @@
  * Invariants:
  * - The first error sticks; later tasks still run, later errors are dropped.
  * - Nothing is running when `waitAll` is over.
+ * - A task that finds a place starts inline, without a promise.
  */
 import { CoQueue } from './co-queue.ts'
 import type { Pending } from './coroutine.ts'
@@ -37,9 +38,25 @@ export class TaskPool {
     return this.#failed
   }
 
-  /** Starts a task, after waiting for a place; resolves when it started. */
-  async start(task: () => Pending): Promise<void> {
-    while (this.#busy >= this.max) await this.#slots.wait()
+  /** Starts a task, after waiting for a place; `undefined` = started. */
+  start(task: () => Pending): Pending {
+    const wait = this.waitSlot()
+    if (wait === undefined) this.#begin(task)
+    else return wait.then(() => this.start(task))
+    return undefined
+  }
+  /** Waits for a free place; `undefined` = there is one. Another may take it first. */
+  waitSlot(): Pending {
+    return this.#busy < this.max ? undefined : this.#slots.wait()
+  }
+
+  /** Waits for every task; throws the first error. */
+  async waitAll(): Promise<void> {
+    while (this.#busy > 0) await this.#idle.wait()
+    if (this.#failed) throw this.#error
+  }
+
+  #begin(task: () => Pending): void {
     this.#busy += 1
     try {
       const work = task()
@@ -52,17 +69,6 @@ export class TaskPool {
     } catch (error) {
       this.#fail(error)
     }
-  }
-
-  /** Waits for a free place. */
-  async waitSlot(): Promise<void> {
-    while (this.#busy >= this.max) await this.#slots.wait()
-  }
-
-  /** Waits for every task; throws the first error. */
-  async waitAll(): Promise<void> {
-    while (this.#busy > 0) await this.#idle.wait()
-    if (this.#failed) throw this.#error
   }
 
   #fail(error: unknown): void {

@@ -26,8 +26,9 @@ import { FLAG, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { asBlockError, BlockError, codeOfErrno, ioError } from '../util/errors.ts'
+import { BreakpointTable, type DebugPoints } from './blkdebug-points.ts'
 import type { DebugListener } from './debug-event.ts'
-import { raiseDebugEvent } from './debug-event.ts'
+import { DEBUG_EVENTS, raiseDebugEvent } from './debug-event.ts'
 
 const SECTOR_BYTES = 512
 const EIO = 5
@@ -96,6 +97,37 @@ function stateRule(fields: Fields): StateRule {
 
 const listOf = (value: unknown): Fields[] => (Array.isArray(value) ? value : [])
 
+const CONFIG_KEYS: Readonly<Record<string, readonly string[]>> = {
+  'inject-error': ['event', 'state', 'iotype', 'errno', 'sector', 'once', 'immediately'],
+  'set-state': ['event', 'state', 'new_state', 'new-state'],
+}
+
+function refuse(words: string): never {
+  throw new BlockError('EINVAL', words)
+}
+
+function configGroups(text: string): { readonly title: string; readonly fields: Fields }[] {
+  const groups: { title: string; fields: Record<string, unknown> }[] = []
+  for (const line of text.split('\n')) {
+    if (/^\s*(#|$)/.test(line)) continue
+    const title = /^\s*\[([\w-]+)/.exec(line)?.[1]
+    if (title !== undefined) {
+      if (CONFIG_KEYS[title] === undefined) refuse(`There is no option group '${title}'`)
+      groups.push({ title, fields: {} })
+      continue
+    }
+    const group = groups.at(-1) ?? refuse('no group defined')
+    const [, key, value] = /^\s*([\w-]+)\s*=\s*"?([^"]*)"?\s*$/.exec(line) ?? refuse('parse error')
+    if (key === undefined) continue
+    if (CONFIG_KEYS[group.title]?.includes(key) !== true) refuse(`Invalid parameter '${key}'`)
+    group.fields[key] = value
+  }
+  for (const { fields } of groups)
+    if (!DEBUG_EVENTS.includes(String(fields.event)))
+      refuse(`invalid parameter value: ${String(fields.event)}`)
+  return groups
+}
+
 /** Reads `[inject-error]` and `[set-state]` groups of `key = "value"` lines. */
 function configRules(path: string): Rules {
   let text: string
@@ -106,14 +138,9 @@ function configRules(path: string): Rules {
     throw new BlockError(code, `Could not read blkdebug config file: ${message}`, { path }, thrown)
   }
   const rules: Rules = { inject: [], states: [] }
-  for (const group of text.split(/^(?=\[)/m)) {
-    const title = /^\[([\w-]+)/.exec(group)?.[1]
-    if (title === undefined) continue
-    const fields: Record<string, unknown> = {}
-    for (const [, key, value] of group.matchAll(/^\s*([\w-]+)\s*=\s*"?([^"\n]*)"?\s*$/gm))
-      if (key !== undefined) fields[key] = value
+  for (const { title, fields } of configGroups(text)) {
     if (title === 'inject-error') rules.inject.push(injectRule(fields))
-    if (title === 'set-state') rules.states.push(stateRule(fields))
+    else rules.states.push(stateRule(fields))
   }
   return rules
 }
@@ -128,26 +155,42 @@ function rulesOf(options: BlockdevOptions): Rules {
 
 function limitsOf(options: BlockdevOptions): BlockLimits {
   const align = numberOf(options, 'align', 0)
+  if (align < 0)
+    throw new BlockError('EINVAL', "Parameter 'align' expects a non-negative number below 2^64")
   if (align !== 0 && (!Number.isInteger(Math.log2(align)) || align > 65536))
     throw new BlockError('EINVAL', `Cannot meet constraints with align ${align}`)
-  const multiple = (name: string): number => {
+  const multiple = (name: string, unit = 1): number => {
     const value = numberOf(options, name, 0)
-    if (value !== 0 && (value < 0 || value % Math.max(align, 1) !== 0))
+    if (value < 0)
+      throw new BlockError('EINVAL', `Parameter '${name}' expects a non-negative number below 2^64`)
+    if (value !== 0 && value % Math.max(align, unit, 1) !== 0)
       throw new BlockError('EINVAL', `Cannot meet constraints with ${name} ${value}`)
     return value
   }
-  multiple('max-discard')
+  const maxTransfer = multiple('max-transfer')
+  const zeroesAlignment = multiple('opt-write-zero')
+  const maxZeroes = multiple('max-write-zero', zeroesAlignment)
+  const discardAlignment = multiple('opt-discard')
+  const maxDiscard = multiple('max-discard', discardAlignment)
   return {
     requestAlignment: Math.max(align, 1),
-    maxTransfer: multiple('max-transfer'),
+    maxTransfer,
     clusterSize: 0,
-    maxZeroes: multiple('max-write-zero'),
-    zeroesAlignment: multiple('opt-write-zero'),
-    discardAlignment: multiple('opt-discard'),
+    maxZeroes,
+    zeroesAlignment,
+    discardAlignment,
+    maxDiscard,
   }
 }
 
+/** The places of a node, if it is a `blkdebug` one. */
+export function debugPointsOf(node: BlockNode): DebugPoints | undefined {
+  return node.driver instanceof BlkdebugDriver ? node.driver.points : undefined
+}
+
 class BlkdebugDriver implements BlockDriver, DebugListener {
+  /** Where requests stop. */
+  readonly points = new BreakpointTable()
   readonly limits: BlockLimits
   readonly writeFlags = PASSED_FLAGS
   readonly zeroesFlags = PASSED_FLAGS | FLAG.MAY_UNMAP
@@ -181,28 +224,38 @@ class BlkdebugDriver implements BlockDriver, DebugListener {
     if (due.length > 0) this.#armed = due.reverse()
     for (const rule of this.#states)
       if (rule.event === event && inState(rule, state)) this.#state = rule.newState
+    this.points.happened(event)
     raiseDebugEvent(this.#image, event)
   }
 
   pread(offset: number, buf: Uint8Array): Pending {
-    return this.#injected('read', offset, buf.length) ?? this.#image.pread(offset, buf)
+    return this.#pass(
+      () => this.#injected('read', offset, buf.length) ?? this.#image.pread(offset, buf),
+    )
   }
 
   pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
-    return this.#injected('write', offset, buf.length) ?? this.#image.pwrite(offset, buf, flags)
+    return this.#pass(
+      () => this.#injected('write', offset, buf.length) ?? this.#image.pwrite(offset, buf, flags),
+    )
   }
 
   pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
-    const injected = this.#injected('write-zeroes', offset, bytes)
-    return injected ?? this.#image.pwriteZeroes(offset, bytes, flags)
+    return this.#pass(
+      () =>
+        this.#injected('write-zeroes', offset, bytes) ??
+        this.#image.pwriteZeroes(offset, bytes, flags),
+    )
   }
 
   pdiscard(offset: number, bytes: number): Pending {
-    return this.#injected('discard', offset, bytes) ?? this.#image.pdiscard(offset, bytes)
+    return this.#pass(
+      () => this.#injected('discard', offset, bytes) ?? this.#image.pdiscard(offset, bytes),
+    )
   }
 
   flush(toDisk: boolean): Pending {
-    return toDisk ? this.#injected('flush', 0, 0) : undefined
+    return this.#pass(() => (toDisk ? this.#injected('flush', 0, 0) : undefined))
   }
 
   blockStatus(offset: number, bytes: number): MaybePromise<BlockStatus> {
@@ -223,7 +276,15 @@ class BlkdebugDriver implements BlockDriver, DebugListener {
     return this.#image.node.driver?.info?.() ?? {}
   }
 
-  close(): void {}
+  close(): void {
+    this.points.clear()
+  }
+
+  /** Stops the request if somebody asked for that, then runs it. */
+  #pass(request: () => Pending): Pending {
+    const wait = this.points.pass()
+    return wait === undefined ? request() : wait.then(request)
+  }
 
   /** Fails the request if a rule says so. */
   #injected(type: IoType, offset: number, bytes: number): Pending {

@@ -7,52 +7,32 @@
  *   job below it writes images that are in use.
  * - What was written is noted on the source itself, so no request needs more than a pass through.
  */
-import type { BlockChild } from '../block/child.ts'
-import type {
-  BlockDriver,
-  BlockdevRef,
-  BlockLimits,
-  DriverDefinition,
-  PreparedReopen,
-} from '../block/driver.ts'
-import { FLAG, NO_LIMITS, PERM } from '../block/driver.ts'
+import type { BlockdevRef, DriverDefinition } from '../block/driver.ts'
+import { FLAG, PERM } from '../block/driver.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { BlockError } from '../util/errors.ts'
+import { PassThrough } from './pass-through.ts'
 
-class CommitFilter implements BlockDriver {
-  readonly limits: BlockLimits = NO_LIMITS
-  readonly writeFlags: number = FLAG.FUA | FLAG.WRITE_UNCHANGED
-  readonly zeroesFlags: number = FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED | FLAG.NO_FALLBACK
-  readonly #file: BlockChild
+class CommitFilter extends PassThrough {
+  override readonly zeroesFlags: number =
+    FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED | FLAG.NO_FALLBACK
   #afterWrite: (() => Pending) | undefined
-
-  constructor(file: BlockChild) {
-    this.#file = file
-  }
 
   /** Called after every write on the source; the write ends when what it returns has. */
   setAfterWrite(hook: (() => Pending) | undefined): void {
     this.#afterWrite = hook
   }
 
-  length(): number {
-    return this.#file.length()
+  override pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
+    return this.#then(this.file.pwrite(offset, buf, flags))
   }
 
-  pread(offset: number, buf: Uint8Array): Pending {
-    return this.#file.pread(offset, buf)
+  override pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
+    return this.#then(this.file.pwriteZeroes(offset, bytes, flags))
   }
 
-  pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
-    return this.#then(this.#file.pwrite(offset, buf, flags))
-  }
-
-  pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
-    return this.#then(this.#file.pwriteZeroes(offset, bytes, flags))
-  }
-
-  pdiscard(offset: number, bytes: number): Pending {
-    return this.#then(this.#file.pdiscard(offset, bytes))
+  override pdiscard(offset: number, bytes: number): Pending {
+    return this.#then(this.file.pdiscard(offset, bytes))
   }
 
   #then(written: Pending): Pending {
@@ -60,19 +40,11 @@ class CommitFilter implements BlockDriver {
     if (hook === undefined) return written
     return written === undefined ? hook() : written.then(hook)
   }
-
-  reopenPrepare(): PreparedReopen {
-    return { commit: () => undefined, abort: () => undefined }
-  }
-
-  close(): void {
-    // The child belongs to the block layer.
-  }
 }
 
-/** `commit-filter`: option `file`. */
+/** `mirror_top`, over the source of a mirror or of an active commit: option `file`. */
 export const commitFilterDriver: DriverDefinition = {
-  name: 'commit-filter',
+  name: 'mirror_top',
   kind: 'filter',
   async open(_node, options, opener) {
     const { file } = options
@@ -84,3 +56,6 @@ export const commitFilterDriver: DriverDefinition = {
     return { perm: above.perm & (PERM.WRITE | PERM.WRITE_UNCHANGED), shared: PERM.ALL }
   },
 }
+
+/** `commit_top`, the same over a layer that nobody uses directly. */
+export const commitTopDriver: DriverDefinition = { ...commitFilterDriver, name: 'commit_top' }

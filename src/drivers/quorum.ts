@@ -20,6 +20,7 @@ import type {
 } from '../block/driver.ts'
 import { FLAG, NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { isBelow } from '../block/replace.ts'
 import { chainStatus } from '../block/status.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { asBlockError, BlockError, codeWords, ioError } from '../util/errors.ts'
@@ -103,8 +104,9 @@ function sizeError(node: string): BlockError {
 
 /** The open driver; `children` is in the order of adding, which is the order of fifo reads. */
 class Quorum implements BlockDriver {
-  readonly writeFlags = FLAG.FUA | FLAG.WRITE_UNCHANGED
-  readonly zeroesFlags = FLAG.FUA | FLAG.WRITE_UNCHANGED | FLAG.MAY_UNMAP
+  // No FUA: whether a write is stable is a vote of its own, by flush.
+  readonly writeFlags = FLAG.WRITE_UNCHANGED
+  readonly zeroesFlags = FLAG.WRITE_UNCHANGED | FLAG.MAY_UNMAP
   private readonly node: BlockNode
   private readonly options: QuorumOptions
   private children: readonly BlockChild[]
@@ -174,9 +176,14 @@ class Quorum implements BlockDriver {
     if (this.options.blkverify) throw invalid('Cannot add a child to a quorum in blkverify mode')
     if (child.length() !== this.length()) throw sizeError(this.node.name)
     const { graph } = this.node
+    const name = `children.${this.nextIndex}`
+    if (isBelow(child, this.node)) {
+      const words = `Making '${child.name}' a ${name} child of '${this.node.name}' would create a cycle`
+      throw new BlockError('EINVAL', words, { node: this.node.name })
+    }
     await graph.withDrained(this.node, async () => {
       child.refs++
-      const edge = await graph.attach(this.node, child, `children.${this.nextIndex}`, 'data')
+      const edge = await graph.attach(this.node, child, name, 'data')
       this.nextIndex++
       this.children = [...this.children, edge]
     })

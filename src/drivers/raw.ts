@@ -22,6 +22,7 @@ import type {
 } from '../block/driver.ts'
 import { FLAG, NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { hasJobAbove } from '../block/replace.ts'
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { BlockError, ioError } from '../util/errors.ts'
 import { raiseDebugEvent } from './debug-event.ts'
@@ -39,7 +40,7 @@ function byteOption(options: BlockdevOptions, name: string): number | undefined 
   const value = options[name]
   if (value === undefined) return undefined
   if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value
-  throw new BlockError('EINVAL', `Parameter '${name}' expects a size`)
+  throw new BlockError('EINVAL', `Parameter '${name}' expects a non-negative number below 2^64`)
 }
 
 function windowOf(options: BlockdevOptions, available: number): Window {
@@ -64,18 +65,21 @@ function windowOf(options: BlockdevOptions, available: number): Window {
 class RawDriver implements BlockDriver {
   readonly limits: BlockLimits = NO_LIMITS
   readonly writeFlags = PASSED_FLAGS
-  readonly zeroesFlags = PASSED_FLAGS | FLAG.MAY_UNMAP
+  readonly zeroesFlags = PASSED_FLAGS | FLAG.MAY_UNMAP | FLAG.NO_FALLBACK
+  readonly #node: BlockNode
   readonly #file: BlockChild
   #window: Window
 
-  constructor(file: BlockChild, window: Window) {
+  constructor(node: BlockNode, file: BlockChild, window: Window) {
+    this.#node = node
     this.#file = file
     this.#window = window
   }
 
   length(): number {
     const { offset, size } = this.#window
-    return size ?? Math.max(0, this.#file.length() - offset)
+    if (size !== undefined) return size
+    return Math.max(0, Math.ceil((this.#file.length() - offset) / SECTOR_BYTES) * SECTOR_BYTES)
   }
 
   filename(): string {
@@ -118,6 +122,10 @@ class RawDriver implements BlockDriver {
 
   reopenPrepare(target: ReopenTarget): PreparedReopen {
     const next = windowOf(target.options, this.#file.length())
+    const { offset, size } = this.#window
+    const moves = next.offset !== offset || next.size !== size
+    if (moves && hasJobAbove(this.#node))
+      throw new BlockError('EBUSY', `Cannot move the window of '${this.#node.name}' under a job`)
     return {
       commit: () => {
         this.#window = next
@@ -154,13 +162,10 @@ function noop(): void {}
 export const rawDriver: DriverDefinition = {
   name: 'raw',
   kind: 'format',
-  async open(
-    _node: BlockNode,
-    options: BlockdevOptions,
-    opener: ChildOpener,
-  ): Promise<BlockDriver> {
+  changeable: ['offset', 'size'],
+  async open(node: BlockNode, options: BlockdevOptions, opener: ChildOpener): Promise<BlockDriver> {
     const file = await opener.open('file', options.file as BlockdevRef, 'file')
-    return new RawDriver(file, windowOf(options, file.length()))
+    return new RawDriver(node, file, windowOf(options, file.length()))
   },
   // Nothing of its own lies in the file: it takes and shares what its users do.
   childPermissions(_node, _child, above): Permissions {

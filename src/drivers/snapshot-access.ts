@@ -2,17 +2,19 @@
  * `snapshot-access`: shows the disk as it was when the copy-before-write filter below was put in.
  *
  * Invariants:
- * - It only reads; what it shows never changes while the filter's epoch lasts.
+ * - What it shows never changes while the filter's epoch lasts; a discard gives it up for good.
  */
 
 import type { BlockChild } from '../block/child.ts'
 import type { BlockDriver, BlockdevRef, BlockLimits, DriverDefinition } from '../block/driver.ts'
 import { NO_LIMITS, PERM } from '../block/driver.ts'
-import { BlockError, ioError } from '../util/errors.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
+import { ioError } from '../util/errors.ts'
 
 /** What this driver needs of the filter. */
 interface SnapshotReader {
   readSnapshot(offset: number, buf: Uint8Array): Promise<void>
+  discardSnapshot(offset: number, bytes: number): Promise<void>
 }
 
 function isReader(driver: object): driver is SnapshotReader {
@@ -24,9 +26,9 @@ class SnapshotAccessDriver implements BlockDriver {
   readonly writeFlags = 0
   readonly zeroesFlags = 0
   readonly #file: BlockChild
-  readonly #reader: SnapshotReader
+  readonly #reader: SnapshotReader | undefined
 
-  constructor(file: BlockChild, reader: SnapshotReader) {
+  constructor(file: BlockChild, reader: SnapshotReader | undefined) {
     this.#file = file
     this.#reader = reader
   }
@@ -36,6 +38,8 @@ class SnapshotAccessDriver implements BlockDriver {
   }
 
   pread(offset: number, buf: Uint8Array): Promise<void> {
+    if (this.#reader === undefined)
+      throw ioError('ENOTSUP', { offset, bytes: buf.length, op: 'read' })
     return this.#reader.readSnapshot(offset, buf)
   }
 
@@ -43,22 +47,24 @@ class SnapshotAccessDriver implements BlockDriver {
     throw ioError('EACCES', { offset, bytes: buf.length, op: 'write' })
   }
 
+  /** What was read may be given up: from then on it can neither be read nor needs to be kept. */
+  pdiscard(offset: number, bytes: number): Pending {
+    return this.#reader?.discardSnapshot(offset, bytes)
+  }
+
   close(): void {
     // The child belongs to the block layer.
   }
 }
 
-/** `snapshot-access`: option `file`, a copy-before-write filter. */
+/** `snapshot-access`: option `file`, a copy-before-write filter; over others nothing can be read. */
 export const snapshotAccessDriver: DriverDefinition = {
   name: 'snapshot-access',
   kind: 'protocol',
-  async open(node, options, opener) {
+  async open(_node, options, opener) {
     const file = await opener.open('file', options.file as BlockdevRef, 'data')
     const driver = file.node.needDriver()
-    if (isReader(driver)) return new SnapshotAccessDriver(file, driver)
-    throw new BlockError('EINVAL', `Node '${file.node.name}' has no snapshot to show`, {
-      node: node.name,
-    })
+    return new SnapshotAccessDriver(file, isReader(driver) ? driver : undefined)
   },
   childPermissions(_node, _child, above) {
     return { perm: above.perm & PERM.CONSISTENT_READ, shared: PERM.ALL }

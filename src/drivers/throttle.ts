@@ -311,6 +311,7 @@ export function makeThrottleDriver(groups: ThrottleGroups): DriverDefinition {
   return {
     name: 'throttle',
     kind: 'filter',
+    changeable: ['throttle-group'],
     async open(
       _node: BlockNode,
       options: BlockdevOptions,

@@ -11,14 +11,12 @@ import { FLAG } from '../block/driver.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import { nodeFlush } from '../block/request.ts'
-import { Ring } from '../sync/ring.ts'
 import { BlockError, ioError } from '../util/errors.ts'
 import { type BackupBitmap, BitmapPart } from './backup-bitmap.ts'
-import { WorkerBody } from './body.ts'
+import type { WorkerBody } from './body.ts'
 import { type CopyBeforeWriteFilter, copyBeforeWriteOf, insertCopyBeforeWrite } from './cbw.ts'
-import { ClusterClient } from './cluster-client.ts'
-import { ANSWER_SLOTS, COMMAND_SLOTS } from './cluster-server.ts'
-import { describeChain, describeTarget, smallestCluster } from './describe.ts'
+import { ClusterCrew } from './cluster-crew.ts'
+import { describeCopy } from './describe.ts'
 import { copyEverything } from './full-backup.ts'
 import { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
@@ -26,10 +24,8 @@ import type { JobDriver } from './job-types.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
+import { makingNode } from './start-job.ts'
 import type { Transaction } from './transaction.ts'
-
-/** Commands that may wait for the worker; more writes than this wait for room. */
-const RING_RECORDS = 1024
 
 /** A backup. */
 export interface BackupOptions {
@@ -53,6 +49,8 @@ export interface BackupOptions {
   readonly filter?: BlockNode | undefined
   /** Write compressed, which the target has to support. Only with a filter of the job's own. */
   readonly compress?: boolean | undefined
+  /** Discard what was copied, as a source that is itself only a copy allows; own filter only. */
+  readonly discardSource?: boolean | undefined
   /** Name of the job's own filter. */
   readonly filterNodeName?: string | undefined
   /** Bytes a second that are reported; copies before writes are never delayed. */
@@ -74,8 +72,8 @@ export interface RunningBackup {
   readonly filterNode: BlockNode
   /** The filter: `checkpoint`, `counters` and so on. */
   readonly filter: CopyBeforeWriteFilter
-  /** The thread that copies; undefined when the filter copies by itself. */
-  readonly body: WorkerBody | undefined
+  /** The threads that copy; none when the filter copies by itself. */
+  readonly bodies: readonly WorkerBody[]
 }
 
 /** The checks before anything changes, in their order. Errors: EINVAL, EBUSY. */
@@ -118,15 +116,15 @@ export async function createBackup(
   options: BackupOptions,
 ): Promise<RunningBackup> {
   const { source, target } = options
-  registry.checkId(options.jobId, options.internal ?? false)
   checkBackup(source, target)
+  registry.checkId(options.jobId, options.internal ?? false)
   if (options.compress === true) checkCompresses(target)
   options.bitmap?.bitmap.checkChangeable()
   const driver = await makeDriver(graph, options)
   const { filterNode } = driver
   let job: Job
   try {
-    await driver.open(pool, source, target)
+    await driver.open(pool)
     job = registry.create({
       id: options.jobId,
       internal: options.internal,
@@ -146,7 +144,7 @@ export async function createBackup(
     [filterNode, 'main node'],
     [target, 'target'],
   ])
-  return { job, filterNode, filter: driver.filter, body: driver.body }
+  return { job, filterNode, filter: driver.filter, bodies: driver.crew?.bodies ?? [] }
 }
 
 function checkCompresses(target: BlockNode): void {
@@ -157,10 +155,12 @@ function checkCompresses(target: BlockNode): void {
 
 /** Filter and bitmap begin at the same moment. */
 async function makeDriver(graph: BlockGraph, options: BackupOptions): Promise<BackupDriver> {
-  const { source, target, filter, filterNodeName: nodeName, compress } = options
+  const { source, target, filter, filterNodeName: nodeName, compress, discardSource } = options
   if (filter !== undefined) return new BackupDriver(graph, filter, false, options)
   return graph.withDrained(source, async () => {
-    const own = await insertCopyBeforeWrite(graph, source, target, { nodeName, compress })
+    const own = await makingNode(() =>
+      insertCopyBeforeWrite(graph, source, target, { nodeName, compress, discardSource }),
+    )
     try {
       return new BackupDriver(graph, own, true, options)
     } catch (thrown) {
@@ -179,12 +179,11 @@ class BackupDriver implements JobDriver {
   readonly #own: boolean
   readonly #options: BackupOptions
   #edges: JobEdges | undefined
-  #client: ClusterClient | undefined
   #death: BlockError | undefined
   #job: Job | undefined
   /** Bytes that turned out to need no copy. */
   #skipped = 0
-  body: WorkerBody | undefined
+  crew: ClusterCrew | undefined
 
   constructor(graph: BlockGraph, filterNode: BlockNode, own: boolean, options: BackupOptions) {
     this.#graph = graph
@@ -196,35 +195,24 @@ class BackupDriver implements JobDriver {
     if (bitmap !== undefined) this.#part = new BitmapPart(bitmap, this.filter, sync !== 'bitmap')
   }
 
-  /** Lets a worker copy where it can reach both disks; else the filter copies by itself. */
-  async open(pool: WorkerPool, source: BlockNode, target: BlockNode): Promise<void> {
-    const layers = describeChain(source, undefined)
-    const piece = smallestCluster(source, undefined, this.filter.clusterSize)
-    const written = describeTarget(target, piece)
-    if (layers === undefined || written === undefined || written.kind !== 'memory') {
+  /** Lets workers copy where they can reach both disks; else the filter copies by itself. */
+  async open(pool: WorkerPool): Promise<void> {
+    const { source, target, sync, compress, speed = 0 } = this.#options
+    const attached = compress === true ? undefined : this.#attached()
+    if (attached === undefined) {
       this.filter.rearm()
       return
     }
-    const commands = Ring.create(RING_RECORDS, COMMAND_SLOTS)
-    const answers = Ring.create(RING_RECORDS, ANSWER_SLOTS)
-    const body = await WorkerBody.start(pool, {
-      source: { kind: 'attached', layers },
-      target: { kind: 'attached', layers: [written] },
-      proxies: [],
-      clusters: { commands: commands.description, answers: answers.description },
-      skipUnallocated: false,
-      speed: 0,
-    })
-    const client = new ClusterClient({
-      commands,
-      answers,
-      target,
-      takeError: (id) => body.call((api) => api.takeError(id)),
-    })
-    this.body = body
-    this.#client = client
-    this.filter.rearm(client)
-    body.onDeath((cause) => this.#died(cause))
+    const bytes = sync === 'none' || speed > 0 ? 0 : source.length()
+    const crew = await ClusterCrew.start(pool, { ...attached, targetNode: target, bytes })
+    this.crew = crew
+    this.filter.rearm(crew)
+    crew.onDeath((cause) => this.#died(cause))
+  }
+
+  #attached(): ReturnType<typeof describeCopy> {
+    const { source, target } = this.#options
+    return describeCopy(source, target, { unit: this.filter.clusterSize })
   }
 
   /** Ties the job to its nodes; a job that cannot be tied is ended. */
@@ -256,6 +244,8 @@ class BackupDriver implements JobDriver {
         filter: this.filter,
         sync,
         part: this.#part,
+        workers: this.crew?.bodies.length ?? 0,
+        discardSource: this.#own && this.#options.discardSource === true,
         skip: (bytes) => {
           if (sync === 'top') this.#skipped += bytes
         },
@@ -282,14 +272,12 @@ class BackupDriver implements JobDriver {
     if (this.#own) await this.#graph.removeFilter(this.filterNode)
     // Somebody else's filter must not let a write pass unprotected because its job is gone.
     else this.filter.loseProtection(this.#death ?? this.#job?.error ?? ioError('ECANCELED'))
-    this.#client?.close()
-    await this.body?.finish()
+    await this.crew?.finish()
   }
 
   #died(cause: BlockError): void {
     this.#death = cause
     this.filter.loseProtection(cause)
-    this.#client?.fail(cause)
     this.#job?.kick()
   }
 }

@@ -11,19 +11,26 @@ import * as Comlink from 'comlink'
 import type { DiskDescription } from '../block/driver.ts'
 import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { JobWords } from '../sync/job-words.ts'
+import { PieceClaims } from '../sync/piece-claims.ts'
 import { Ring, type RingDescription } from '../sync/ring.ts'
 import { HostClock } from '../util/clock.ts'
 import { BlockError, type ErrorRecord } from '../util/errors.ts'
 import { BodyControl } from './body-control.ts'
 import { ClusterServer } from './cluster-server.ts'
 import { Copier, type CopyGoal, type CopyOutcome } from './copier.ts'
+import type { MoveParts } from './move.ts'
 import { ProxyClient } from './proxy-view.ts'
 import { ChainView, type DiskView } from './view.ts'
 
 /** How a disk reaches a worker. */
 export type ViewDescription =
   /** Attached: the layers of a chain, the top first. */
-  | { readonly kind: 'attached'; readonly layers: readonly DiskDescription[] }
+  | {
+      readonly kind: 'attached'
+      readonly layers: readonly DiskDescription[]
+      /** Data that is written is looked through for zeroes; default false. */
+      readonly findZeroes?: boolean | undefined
+    }
   /** By messages to the main thread. */
   | { readonly kind: 'proxy'; readonly index: number; readonly length: number }
 
@@ -34,6 +41,8 @@ export interface SharedDirty {
   readonly size: number
   /** Bytes a bit. */
   readonly granularity: number
+  /** Words of the claims of a team; absent: the body is alone. */
+  readonly claims?: Int32Array | undefined
 }
 
 /** The two rings between a copy-before-write filter and its worker. */
@@ -57,7 +66,7 @@ export interface BodyTask {
   readonly clusters: SharedClusters | undefined
   /** Shared memory through which data passes. */
   readonly buffer: SharedArrayBuffer
-  /** See `CopierParts.skipUnallocated`. */
+  /** See `MoveParts.skipUnallocated`. */
   readonly skipUnallocated: boolean
 }
 
@@ -67,6 +76,8 @@ export interface BodyApi {
   start(): number
   /** Copies dirty ranges until the goal is reached. */
   copyDirty(goal: CopyGoal): Promise<CopyOutcome>
+  /** Ends the round of `copyDirty` that runs within a few pieces. */
+  recall(): void
   /** Why a command of the ring failed; answers once. */
   takeError(id: number): ErrorRecord | undefined
   /** Settles when the body rests; the pause word is set before. */
@@ -113,10 +124,7 @@ function openView(description: ViewDescription, attach: Attach, proxies: ProxyCl
   return layers.length === 1 && only !== undefined ? only : new ChainView(layers)
 }
 
-interface Disks {
-  readonly source: DiskView
-  readonly target: DiskView
-}
+type Disks = Pick<MoveParts, 'source' | 'target' | 'findZeroes'>
 
 interface BodyEnd {
   readonly finished: () => void
@@ -145,7 +153,9 @@ class Body implements BodyApi {
 
   start(): number {
     const { source, target, dirty, clusters } = this.#task
-    const disks = { source: this.#open(source), target: this.#open(target) }
+    const from = this.#open(source)
+    const asked = target.kind === 'attached' && target.findZeroes === true
+    const disks = { source: from, target: this.#open(target), findZeroes: from.blind || asked }
     if (dirty !== undefined) this.#copier = this.#makeCopier(disks, dirty)
     if (clusters !== undefined) this.#serve(disks, clusters)
     return threadId
@@ -155,6 +165,10 @@ class Body implements BodyApi {
     const copier = this.#copier
     if (copier === undefined) throw new BlockError('EINVAL', 'The body has nothing to copy')
     return this.#control.work(() => copier.round(goal))
+  }
+
+  recall(): void {
+    this.#copier?.recall()
   }
 
   takeError(id: number): ErrorRecord | undefined {
@@ -188,6 +202,7 @@ class Body implements BodyApi {
     return new Copier({
       ...disks,
       dirty: new DirtyBitmap(dirty.words, dirty.size, dirty.granularity),
+      claims: dirty.claims === undefined ? undefined : new PieceClaims(dirty.claims),
       words: this.#words,
       control: this.#control,
       buffer: this.#buffer,
@@ -203,7 +218,9 @@ class Body implements BodyApi {
       commands: this.#commands,
       answers: new Ring(clusters.answers),
       buffer: this.#buffer,
+      skipUnallocated: this.#task.skipUnallocated,
       done: (bytes) => this.#words.addDone(bytes),
+      turn: () => this.#control.turn(),
     })
     this.#server.run().catch(this.#end.failed)
   }

@@ -10,6 +10,7 @@ import { MessageChannel } from 'node:worker_threads'
 import * as Comlink from 'comlink'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { JobWords } from '../sync/job-words.ts'
+import type { PieceClaims } from '../sync/piece-claims.ts'
 import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
 import type { BodyApi, SharedClusters, SharedDirty, ViewDescription } from './body-task.ts'
 import { PIECE_BYTES } from './copier.ts'
@@ -24,6 +25,8 @@ export interface WorkerBodyOptions {
   /** The disks behind proxied views, in the order of their index. */
   readonly proxies: readonly ProxyDisk[]
   readonly dirty?: DirtyBitmap | undefined
+  /** Shared by the bodies that copy the same dirty ranges; absent: there is one. */
+  readonly claims?: PieceClaims | undefined
   /** Rings, when the body copies clusters for a filter. */
   readonly clusters?: SharedClusters | undefined
   readonly skipUnallocated: boolean
@@ -35,6 +38,8 @@ export interface WorkerBodyOptions {
 export class WorkerBody implements JobBody {
   /** Shared with the body. */
   readonly words: JobWords = JobWords.create()
+  /** The rings that it was given, if it copies clusters for a filter. */
+  readonly clusters: SharedClusters | undefined
   readonly #pool: WorkerPool
   readonly #api: Comlink.Remote<BodyApi>
   readonly #proxy: ProxyServer
@@ -47,6 +52,7 @@ export class WorkerBody implements JobBody {
 
   private constructor(pool: WorkerPool, options: WorkerBodyOptions) {
     this.#pool = pool
+    this.clusters = options.clusters
     this.words.speed = options.speed
     const control = new MessageChannel()
     const proxy = new MessageChannel()
@@ -59,7 +65,7 @@ export class WorkerBody implements JobBody {
       words: this.words.words,
       source: options.source,
       target: options.target,
-      dirty: options.dirty === undefined ? undefined : shareDirty(options.dirty),
+      dirty: shareDirty(options),
       clusters: options.clusters,
       buffer,
       skipUnallocated: options.skipUnallocated,
@@ -92,6 +98,11 @@ export class WorkerBody implements JobBody {
   /** Bytes done. */
   get done(): number {
     return this.words.done
+  }
+
+  /** The thread that the body runs in; undefined before its start. */
+  get threadId(): number | undefined {
+    return this.#threadId
   }
 
   /** Calls `fn` if the thread dies without being told to. */
@@ -142,6 +153,11 @@ export class WorkerBody implements JobBody {
     this.#tell((api) => api.resume())
   }
 
+  /** Ends the round that runs within a few pieces; a death meanwhile is told elsewhere. */
+  recall(): void {
+    this.#tell((api) => api.recall())
+  }
+
   /** Ends the body and waits until the thread let go of everything. */
   async finish(): Promise<void> {
     if (!this.#finishing) {
@@ -183,6 +199,8 @@ export class WorkerBody implements JobBody {
   }
 }
 
-function shareDirty(dirty: DirtyBitmap): SharedDirty {
-  return { words: dirty.words, size: dirty.size, granularity: dirty.granularity }
+function shareDirty({ dirty, claims }: WorkerBodyOptions): SharedDirty | undefined {
+  if (dirty === undefined) return undefined
+  const { words, size, granularity } = dirty
+  return { words, size, granularity, claims: claims?.words }
 }

@@ -7,6 +7,7 @@
 import type { ClusterCopier } from '../block/cluster-copier.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { BlockError } from '../util/errors.ts'
 
@@ -24,6 +25,8 @@ export interface CopyBeforeWriteFilter {
   loseProtection(cause: BlockError): void
   rearm(copier?: ClusterCopier): void
   copyOut(offset: number, bytes: number): Promise<void>
+  discardSource(offset: number, bytes: number): Pending
+  keepOrder(saved: (() => Pending) | undefined): void
   keepOnly(dirty: DirtyBitmap): void
   whenIdle(): Promise<void>
   resetAll(): void
@@ -47,6 +50,8 @@ export interface CopyBeforeWriteOptions {
   readonly nodeName?: string | undefined
   /** What it saves is written compressed. */
   readonly compress?: boolean | undefined
+  /** The job will discard what it copied. */
+  readonly discardSource?: boolean | undefined
 }
 
 /** Puts a filter over `source` that copies to `target`; the caller holds its reference. */
@@ -54,7 +59,7 @@ export function insertCopyBeforeWrite(
   graph: BlockGraph,
   source: BlockNode,
   target: BlockNode,
-  { nodeName, compress }: CopyBeforeWriteOptions = {},
+  { nodeName, compress, discardSource }: CopyBeforeWriteOptions = {},
 ): Promise<BlockNode> {
   return graph.insertFilter(
     {
@@ -63,6 +68,7 @@ export function insertCopyBeforeWrite(
       target: target.name,
       'read-only': source.readOnly,
       ...(compress === true ? { compress } : {}),
+      ...(discardSource === true ? { 'discard-source': true } : {}),
       ...(nodeName === undefined ? {} : { 'node-name': nodeName }),
     },
     source,

@@ -12,6 +12,7 @@ import type { BlockNode } from '../block/node.ts'
 import type { Ring } from '../sync/ring.ts'
 import { BlockError, type ErrorRecord, fromRecord } from '../util/errors.ts'
 import { ANSWER_SLOTS } from './cluster-server.ts'
+import { markWritten } from './mark-written.ts'
 
 interface Waiter {
   readonly resolve: () => void
@@ -33,6 +34,7 @@ export class ClusterClient implements ClusterCopier {
   readonly #parts: ClusterClientParts
   readonly #waiters = new Map<number, Waiter>()
   #nextId = 0
+  #asked = 0
   #listening = false
   #death: BlockError | undefined
 
@@ -40,15 +42,22 @@ export class ClusterClient implements ClusterCopier {
     this.#parts = parts
   }
 
+  /** Copies that were asked for and have no answer yet. */
+  get waiting(): number {
+    return this.#asked
+  }
+
   async copy(offset: number, bytes: number): Promise<void> {
     const { target } = this.#parts
     target.gate.begin()
+    this.#asked += 1
     const request = target.tracked.add(offset, bytes, true)
     try {
       await target.tracked.waitFor(request)
       await this.#send(offset, bytes)
     } finally {
-      target.writeGeneration += 1
+      this.#asked -= 1
+      markWritten(target)
       for (const heard of target.writeListeners) heard(offset, bytes)
       target.tracked.remove(request)
       target.gate.end()
@@ -57,12 +66,17 @@ export class ClusterClient implements ClusterCopier {
 
   /** The worker is gone: every copy that waits, and every later one, fails. */
   fail(cause: BlockError): void {
-    this.#death = cause
+    this.#death ??= cause
     const waiters = [...this.#waiters.values()]
     this.#waiters.clear()
     for (const waiter of waiters) waiter.reject(cause)
     this.#parts.commands.close()
     this.#parts.answers.close()
+  }
+
+  /** Every later copy fails; those that were sent settle in their time. */
+  refuse(cause: BlockError): void {
+    this.#death ??= cause
   }
 
   /** No more copies will come. */

@@ -12,6 +12,7 @@ import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import { chainContains } from '../block/replace.ts'
 import { isAllocatedAbove } from '../block/status.ts'
+import { nodeTruncate } from '../block/truncate.ts'
 import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { BlockError } from '../util/errors.ts'
 import { JobEdges } from './host.ts'
@@ -20,6 +21,7 @@ import { MirrorDriver } from './mirror.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
+import { insertCommitFilter, launchJob, type UndoSteps, undoing } from './start-job.ts'
 
 /** Bounds of the granularity in bytes: a cluster of the target, within these. */
 const GRANULARITY_MIN = 4096
@@ -79,14 +81,11 @@ export async function startCommit(
   }
   const wasReadOnly = base.readOnly
   await graph.setReadOnly(base, false)
-  const undo: (() => Promise<void>)[] = [() => graph.setReadOnly(base, wasReadOnly)]
-  try {
+  return undoing(async (undo) => {
+    undo.push(() => graph.setReadOnly(base, wasReadOnly))
     if (base.length() < top.length()) await grow(graph, base, top.length())
-    return await build(graph, registry, pool, options, wasReadOnly, undo)
-  } catch (thrown) {
-    for (const step of undo.reverse()) await step()
-    throw thrown
-  }
+    return build(graph, registry, pool, options, wasReadOnly, undo)
+  })
 }
 
 async function build(
@@ -95,19 +94,12 @@ async function build(
   pool: WorkerPool,
   options: CommitOptions,
   wasReadOnly: boolean,
-  undo: (() => Promise<void>)[],
+  undo: UndoSteps,
 ): Promise<Job> {
   const { top, base } = options
-  const name = options.filterNodeName
-  const filter = await graph.insertFilter(
-    {
-      driver: 'commit-filter',
-      file: top.name,
-      'read-only': top.readOnly,
-      ...(name === undefined ? {} : { 'node-name': name }),
-    },
-    top,
-  )
+  const inactive = options.device !== undefined && options.device !== top
+  const kind = inactive ? 'commit_top' : 'mirror_top'
+  const filter = await insertCommitFilter(graph, top, options.filterNodeName, kind)
   undo.push(() => graph.removeFilter(filter))
   const source = await openBackend(graph, top, PERM.CONSISTENT_READ)
   undo.push(() => source.close())
@@ -132,7 +124,7 @@ async function build(
     onSourceError: options.onError ?? 'report',
     onTargetError: options.onError ?? 'report',
     restore: async (pivoted) => {
-      if (!pivoted) await graph.setReadOnly(base, wasReadOnly)
+      if (!pivoted || inactive) await graph.setReadOnly(base, wasReadOnly)
     },
   })
   undo.push(async () => driver.release())
@@ -152,6 +144,7 @@ async function build(
     [top, 'source'],
     [base, 'target'],
     ...devices(options),
+    ...between(options),
   ])
   return job
 }
@@ -160,16 +153,25 @@ function devices({ device, top }: CommitOptions): [BlockNode, string][] {
   return device === undefined || device === top ? [] : [[device, 'device']]
 }
 
+// Nobody may take a layer away that is being folded down; replication guards its own layers.
+function between({ top, base, internal }: CommitOptions): [BlockNode, string][] {
+  const nodes: [BlockNode, string][] = []
+  if (internal === true) return nodes
+  for (let at = top.chainNext; at !== undefined && at !== base; at = at.chainNext) {
+    nodes.push([at, 'intermediate node'])
+  }
+  return nodes
+}
+
 /** Makes room in a base that is shorter than what is committed into it. */
 async function grow(graph: BlockGraph, base: BlockNode, length: number): Promise<void> {
-  const driver = base.needDriver()
-  if (driver.truncate === undefined) {
+  if (base.needDriver().truncate === undefined) {
     throw new BlockError('ENOTSUP', `The base '${base.name}' is too short and cannot grow`)
   }
   const backend = await openBackend(graph, base, PERM.WRITE | PERM.RESIZE)
   try {
     await graph.withDrained(base, async () => {
-      await driver.truncate?.(length)
+      await nodeTruncate(backend.root, length)
       for (const node of graph.nodes()) node.bitmaps.fitLength()
     })
   } finally {
@@ -206,14 +208,7 @@ export async function launch(
   nodes: readonly (readonly [BlockNode, string])[],
 ): Promise<void> {
   const edges = new JobEdges(graph, job, () => driver.drainedPoll())
-  try {
-    driver.adopt(job, edges)
-    for (const [node, name] of nodes) await edges.add(node, name)
-  } catch (thrown) {
-    await job.cancelSync()
-    throw thrown
-  }
-  job.start()
+  await launchJob(job, edges, (own) => driver.adopt(job, own), nodes)
 }
 
 /** A backend of a job: never queued, since a drain waits for the job instead. */
@@ -221,16 +216,17 @@ export function openBackend(
   graph: BlockGraph,
   node: BlockNode,
   perm: number,
+  shared: number = PERM.ALL,
 ): Promise<BlockBackend> {
-  return BlockBackend.create(graph, node, { perm, shared: PERM.ALL, disableQueuing: true })
+  return BlockBackend.create(graph, node, { perm, shared, disableQueuing: true })
 }
 
-/** Marks everything that a layer above `base` holds. */
+/** Marks everything that a layer above `base` holds; without a base, any layer. */
 export async function scanAllocated(
   graph: BlockGraph,
   job: Job,
   top: BlockNode,
-  base: BlockNode,
+  base: BlockNode | undefined,
   dirty: DirtyBitmap,
 ): Promise<void> {
   const length = top.length()

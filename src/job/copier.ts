@@ -5,14 +5,16 @@
  * - A range is cleared before it is read, so a guest's write during the copy makes it dirty again.
  * - Pause and cancel are looked at before every piece; a pause leaves nothing in flight.
  * - A piece that failed is dirty again.
+ * - Copiers of one job never work on the same piece at a time.
  */
-import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
+import type { DirtyBitmap, DirtyRange } from '../sync/dirty-bitmap.ts'
 import type { JobWords } from '../sync/job-words.ts'
+import type { PieceClaims } from '../sync/piece-claims.ts'
 import type { Clock } from '../util/clock.ts'
 import { type ErrorRecord, toRecord } from '../util/errors.ts'
 import type { BodyControl } from './body-control.ts'
+import { MoveError, type MoveParts, moveSome } from './move.ts'
 import { RateLimit } from './rate-limit.ts'
-import type { DiskView, ViewStatus } from './view.ts'
 
 /** Longest piece that is copied at once, in bytes: the body looks up after each. */
 export const PIECE_BYTES: number = 1024 * 1024
@@ -38,37 +40,31 @@ export type CopyOutcome =
     }
 
 /** What a copier works with. */
-export interface CopierParts {
-  readonly source: DiskView
-  readonly target: DiskView
+export interface CopierParts extends MoveParts {
   readonly dirty: DirtyBitmap
+  /** Pieces that copiers of the same job hold; absent: there is no other. */
+  readonly claims?: PieceClaims | undefined
   readonly words: JobWords
   readonly control: BodyControl
-  /** Shared memory for the data; its length bounds a piece. */
-  readonly buffer: Uint8Array
   readonly clock: Clock
-  /** What the source does not hold shows through from the target already. */
-  readonly skipUnallocated: boolean
 }
 
-class PieceError {
-  readonly operation: 'read' | 'write'
-  readonly error: ErrorRecord
-
-  constructor(operation: 'read' | 'write', thrown: unknown) {
-    this.operation = operation
-    this.error = toRecord(thrown)
-  }
+/** Bytes of a piece for a granularity: pieces are aligned to it, so that none shares a region. */
+export function pieceBytes(granularity: number): number {
+  return Math.max(PIECE_BYTES, granularity)
 }
 
 /** Copies dirty ranges from one view to another. */
 export class Copier {
   readonly #parts: CopierParts
+  readonly #pieceBytes: number
   readonly #rate = new RateLimit()
   #sinceTurn = 0
+  #recalled = false
 
   constructor(parts: CopierParts) {
     this.#parts = parts
+    this.#pieceBytes = pieceBytes(parts.dirty.granularity)
   }
 
   /** Bytes that are dirty now. */
@@ -76,81 +72,97 @@ export class Copier {
     return this.#parts.dirty.dirtyBytes
   }
 
+  /** Ends the round that runs after its piece, as if the goal was reached. */
+  recall(): void {
+    this.#recalled = true
+  }
+
   /** Copies until the goal is reached, an error stops it, or the job is cancelled. */
   async round(goal: CopyGoal): Promise<CopyOutcome> {
-    const { dirty, words, control, clock } = this.#parts
+    const { words, control } = this.#parts
+    this.#recalled = false
     let cursor = 0
+    let copied = 0
     for (let passes = 0; ; ) {
       if (words.cancelled) return { kind: 'cancelled' }
+      if (this.#recalled) return { kind: 'reached', remaining: this.remaining }
       if (words.paused) {
         await control.rest()
         continue
       }
-      const run = dirty.nextDirty(cursor, this.#parts.buffer.length)
+      const run = this.#next(cursor)
       if (run === undefined) {
-        if (cursor === 0) return { kind: 'reached', remaining: 0 }
-        cursor = 0
-        passes += 1
         const { remaining } = this
-        if (remaining <= goal.remaining || (goal.passes > 0 && passes >= goal.passes)) {
+        passes += 1
+        // What is left is held by others, or there is nothing: they end what they hold.
+        if (copied === 0 || remaining <= goal.remaining || passes === goal.passes) {
           return { kind: 'reached', remaining }
         }
+        cursor = 0
+        copied = 0
         continue
       }
-      const { bytes } = run
-      const failed = await this.#piece(run.offset, bytes)
-      if (failed !== undefined) {
-        return { kind: 'error', operation: failed.operation, error: failed.error }
-      }
-      cursor = run.offset + bytes
-      await this.#pace(bytes, clock)
+      cursor = run.offset + run.bytes
+      const failed = await this.#claimed(run)
+      if (failed === 'held') continue
+      if (failed !== undefined) return failed
+      copied += run.bytes
     }
   }
 
-  async #piece(offset: number, bytes: number): Promise<PieceError | undefined> {
-    const { dirty, words, source } = this.#parts
-    dirty.clearRange(offset, bytes)
+  /** The next dirty run that lies in one piece. */
+  #next(cursor: number): DirtyRange | undefined {
+    const unit = this.#pieceBytes
+    const run = this.#parts.dirty.nextDirty(cursor, unit)
+    if (run === undefined) return undefined
+    const end = (Math.floor(run.offset / unit) + 1) * unit
+    return run.offset + run.bytes <= end ? run : { offset: run.offset, bytes: end - run.offset }
+  }
+
+  /** A piece has one copier at a time: a late copy must not land on a newer one. */
+  async #claimed(run: DirtyRange): Promise<CopyOutcome | 'held' | undefined> {
+    const { claims } = this.#parts
+    if (claims === undefined) return this.#piece(run)
+    const piece = Math.floor(run.offset / this.#pieceBytes)
+    if (!claims.take(piece)) return 'held'
     try {
-      const end = Math.min(offset + bytes, source.length)
-      for (let at = offset; at < end; ) at += await this.#step(at, end - at)
-      words.addDone(bytes)
+      // Whoever held it since this one looked has copied some of it.
+      const now = this.#next(run.offset)
+      if (now === undefined || Math.floor(now.offset / this.#pieceBytes) !== piece) return 'held'
+      return await this.#piece(now)
+    } finally {
+      claims.give(piece)
+    }
+  }
+
+  async #piece({ offset, bytes }: DirtyRange): Promise<CopyOutcome | undefined> {
+    const { dirty, words, source, control } = this.#parts
+    dirty.clearRange(offset, bytes)
+    const end = Math.min(offset + bytes, source.length)
+    try {
+      for (let at = offset; at < end; ) {
+        if (at > offset && words.paused) await control.rest()
+        if (words.cancelled) {
+          dirty.setRange(at, end - at)
+          return { kind: 'cancelled' }
+        }
+        const stop = Math.min(end, at + PIECE_BYTES)
+        const from = at
+        while (at < stop) at += await moveSome(this.#parts, at, stop - at)
+        words.addDone(at - from)
+        await this.#pace(at - from)
+      }
       return undefined
     } catch (thrown) {
       dirty.setRange(offset, bytes)
-      return thrown instanceof PieceError ? thrown : new PieceError('read', thrown)
+      const isMove = thrown instanceof MoveError
+      const error = toRecord(isMove ? thrown.thrown : thrown)
+      return { kind: 'error', operation: isMove ? thrown.operation : 'read', error }
     }
   }
 
-  async #step(offset: number, bytes: number): Promise<number> {
-    const { source, target, buffer, skipUnallocated } = this.#parts
-    let status: ViewStatus
-    const view = buffer.subarray(0, bytes)
-    try {
-      const answer = source.status(offset, bytes)
-      status = answer instanceof Promise ? await answer : answer
-      if (status.kind === 'data') {
-        const pending = source.pread(offset, view.subarray(0, status.bytes))
-        if (pending !== undefined) await pending
-      }
-    } catch (thrown) {
-      throw new PieceError('read', thrown)
-    }
-    try {
-      if (status.kind === 'data') {
-        const pending = target.pwrite(offset, view.subarray(0, status.bytes))
-        if (pending !== undefined) await pending
-      } else if (status.kind === 'zero' || !skipUnallocated) {
-        const pending = target.pwriteZeroes(offset, status.bytes)
-        if (pending !== undefined) await pending
-      }
-    } catch (thrown) {
-      throw new PieceError('write', thrown)
-    }
-    return status.bytes
-  }
-
-  async #pace(bytes: number, clock: Clock): Promise<void> {
-    const { words, control } = this.#parts
+  async #pace(bytes: number): Promise<void> {
+    const { words, control, clock } = this.#parts
     this.#rate.setSpeed(words.speed)
     const delayMs = this.#rate.delay(bytes, clock.nowMs())
     if (delayMs > 0) {

@@ -40,6 +40,34 @@ export function describeTarget(node: BlockNode, unit: number): DiskDescription |
   return whole || node.chainNext === undefined ? description : undefined
 }
 
+/**
+ * Both disks of a copy that the main thread asks for range by range, or undefined when a worker
+ * cannot reach one of them. `base` ends the source's chain; ranges are multiples of `unit`. The
+ * target's own users hear of every range.
+ */
+export function describeCopy(
+  source: BlockNode,
+  target: BlockNode,
+  { base, unit }: { readonly base?: BlockNode | undefined; readonly unit: number },
+): Pick<DescribedDisks, 'source' | 'target'> | undefined {
+  const layers = describeChain(source, base)
+  const written = describeTarget(target, smallestCluster(source, base, unit))
+  if (layers === undefined || written === undefined) return undefined
+  // Whoever notes writes below the target would not hear of them.
+  for (const edge of target.children.values())
+    if ((edge.role === 'file' || edge.role === 'filtered') && isWatched(edge.node)) return undefined
+  return {
+    source: { kind: 'attached', layers },
+    target: attachedTarget(target, written),
+  }
+}
+
+/** A worker passes by the block layer, which would look for zeroes: it has to look itself. */
+function attachedTarget(node: BlockNode, layer: DiskDescription): ViewDescription {
+  const findZeroes = (node.options['detect-zeroes'] ?? 'off') !== 'off'
+  return { kind: 'attached', layers: [layer], findZeroes }
+}
+
 /** Somebody notes the writes of the node, or of what holds its data, and a worker tells nobody. */
 function isWatched(node: BlockNode): boolean {
   if (node.writeListeners.size > 0) return true
@@ -96,7 +124,7 @@ export function describeDisks(pair: DiskPair): DescribedDisks {
     target:
       written === undefined
         ? { kind: 'proxy', index: 1, length: target.length() }
-        : { kind: 'attached', layers: [written] },
+        : attachedTarget(target.node, written),
     proxies: [proxySource(source, top, base), proxyTarget(target)],
   }
 }

@@ -4,20 +4,25 @@
  * Invariants:
  * - Reads and writes block the worker, never the main thread.
  * - What lies beyond the end of the file, inside the disk, reads as zeroes.
+ * - Zeroes are written only where something else is: a hole stays a hole.
  */
-import { closeSync, openSync, readSync, writeSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs'
 import type { DiskDescription } from '../block/driver.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
-import { asBlockError, assert, type ErrorContext, ioError } from '../util/errors.ts'
+import { asBlockError, assert, BlockError, type ErrorContext, ioError } from '../util/errors.ts'
 import type { DiskView, ViewStatus } from './view.ts'
+import { isZero, ZERO_BLOCK_BYTES } from './zeroes.ts'
 
-const ZEROES = new Uint8Array(256 * 1024)
+const ZEROES = new Uint8Array(ZERO_BLOCK_BYTES)
 
 class FileView implements DiskView {
+  readonly attached = true
+  readonly blind = true
   readonly length: number
   readonly #fd: number
   readonly #path: string
   readonly #start: number
+  #look: Uint8Array | undefined
 
   constructor(fd: number, path: string, start: number, length: number) {
     this.#fd = fd
@@ -30,7 +35,7 @@ class FileView implements DiskView {
     return { kind: 'data', bytes }
   }
 
-  pread(offset: number, buf: Uint8Array): Pending {
+  pread(offset: number, buf: Uint8Array): undefined {
     const context = { op: 'read', path: this.#path, offset, bytes: buf.length }
     for (let at = 0; at < buf.length; ) {
       const got = this.#io(context, () =>
@@ -61,9 +66,13 @@ class FileView implements DiskView {
     }
   }
 
+  /** The host tells nobody where holes are, so that one is found by reading it. */
   pwriteZeroes(offset: number, bytes: number): Pending {
+    this.#look ??= new Uint8Array(ZEROES.length)
     for (let at = 0; at < bytes; at += ZEROES.length) {
-      this.#store(offset + at, ZEROES.subarray(0, Math.min(ZEROES.length, bytes - at)))
+      const there = this.#look.subarray(0, Math.min(ZEROES.length, bytes - at))
+      this.pread(offset + at, there)
+      if (!isZero(there)) this.#store(offset + at, ZEROES.subarray(0, there.length))
     }
     return undefined
   }
@@ -81,14 +90,30 @@ class FileView implements DiskView {
   }
 }
 
-/** Opens a described file. Errors: those of the host. */
+/** Opens a described file. Errors: those of the host, and EIO when another file is there by now. */
 export function openFileView(description: DiskDescription): DiskView {
-  const { filename, readOnly, size, offset } = description
+  const { filename, size, offset } = description
   assert(typeof filename === 'string' && typeof size === 'number', 'a file has a name and a size')
+  const fd = openSame(filename, description)
+  return new FileView(fd, filename, typeof offset === 'number' ? offset : 0, size)
+}
+
+/** The file may have been renamed or removed since: Linux opens an open file again by its number. */
+function openSame(filename: string, { fd, identity, readOnly }: DiskDescription): number {
+  const mode = readOnly === true ? 'r' : 'r+'
+  const opened = openFirst([`/proc/self/fd/${String(fd)}`, filename], mode)
+  const { dev, ino } = fstatSync(opened)
+  if (identity === undefined || identity === `${dev}:${ino}`) return opened
+  closeSync(opened)
+  throw new BlockError('EIO', `'${filename}' is another file by now`, { path: filename })
+}
+
+function openFirst([first, ...others]: readonly string[], mode: 'r' | 'r+'): number {
+  assert(first !== undefined, 'a file has a name')
   try {
-    const fd = openSync(filename, readOnly === true ? 'r' : 'r+')
-    return new FileView(fd, filename, typeof offset === 'number' ? offset : 0, size)
+    return openSync(first, mode)
   } catch (thrown) {
-    throw asBlockError(thrown, { op: 'open', path: filename })
+    if (others.length > 0) return openFirst(others, mode)
+    throw asBlockError(thrown, { op: 'open', path: first })
   }
 }

@@ -59,7 +59,7 @@ export function blockJobInfo(job: Job): BlockJobInfo {
     device: job.id,
     len: job.total,
     offset: Math.min(job.current, job.total),
-    busy: job.busy,
+    busy: job.busy && !job.idle,
     paused: job.pauseCount > 0,
     speed: job.speed,
     'io-status': job.ioStatus,

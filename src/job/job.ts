@@ -38,6 +38,8 @@ export class Job {
   userPaused = false
   /** Work may be going on. */
   busy = false
+  /** The work waits for something to do: for a verb, or for a write of the guest's. */
+  idle = false
   /** The work ended and completion is under way. */
   ended = false
   /** A cancel was asked for, hard or soft. */
@@ -173,10 +175,12 @@ export class Job {
   async waitKick(orUntil?: Promise<unknown>): Promise<void> {
     if (this.forceCancelled) return
     if (this.#wantsRest()) return this.#rest()
+    this.idle = orUntil === undefined
     await new Promise<void>((resolve) => {
       this.#kicks.push(resolve)
       void orUntil?.then(() => resolve())
     })
+    this.idle = false
     await this.pausePoint()
   }
 
@@ -243,7 +247,7 @@ export class Job {
       return
     }
     if (this.ended) {
-      if (hard) this.transaction.cancelEnded(this)
+      if (hard) this.transaction.cancelEnded()
       return
     }
     if (hard) {
@@ -276,10 +280,10 @@ export class Job {
 
   /** The verb `resume`; forgets the error that stopped the job. */
   userResume(): void {
-    checkVerb(this.id, this.#status, 'resume')
     if (!this.userPaused || this.pauseCount === 0) {
       throw new BlockError('EPERM', "Can't resume a job that was not paused")
     }
+    checkVerb(this.id, this.#status, 'resume')
     this.#undoUserPause()
   }
 

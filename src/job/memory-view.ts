@@ -16,6 +16,7 @@ export interface ClusterStore {
   readonly clusterSize: number
   readonly map: AllocationMap
   run(offset: number, bytes: number): { readonly state: ClusterState; readonly bytes: number }
+  slice(offset: number, bytes: number): Uint8Array | undefined
   read(offset: number, buf: Uint8Array): void
   copyIn(offset: number, buf: Uint8Array): void
   zeroIn(offset: number, bytes: number): void
@@ -29,6 +30,8 @@ const KIND: Readonly<Record<ClusterState, ViewStatus['kind']>> = {
 }
 
 class MemoryView implements DiskView {
+  readonly attached = true
+  readonly blind = false
   readonly length: number
   readonly #store: ClusterStore
 
@@ -40,6 +43,10 @@ class MemoryView implements DiskView {
   status(offset: number, bytes: number): ViewStatus {
     const run = this.#store.run(offset, bytes)
     return { kind: KIND[run.state], bytes: run.bytes }
+  }
+
+  inPlace(offset: number, bytes: number): Uint8Array | undefined {
+    return this.#store.slice(offset, bytes)
   }
 
   pread(offset: number, buf: Uint8Array): Pending {

@@ -15,15 +15,17 @@ import type { BlockNode } from '../block/node.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { asBlockError, BlockError, fromRecord, ioError } from '../util/errors.ts'
-import { WorkerBody } from './body.ts'
-import type { CopyGoal, CopyOutcome } from './copier.ts'
+import type { WorkerBody } from './body.ts'
+import type { CopyGoal } from './copier.ts'
 import { describeDisks } from './describe.ts'
 import { freezeChain, unfreezeChain } from './freeze.ts'
 import type { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
 import type { CopyMode, JobDriver, JobType } from './job-types.ts'
+import { markWritten } from './mark-written.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
+import { BodyTeam, teamSize } from './team.ts'
 
 /** What is left for the drained end may be this much: a few milliseconds of copying. */
 const LAST_COPY_BYTES = 4 * 1024 * 1024
@@ -74,7 +76,7 @@ export class MirrorDriver implements JobDriver {
   readonly #mark: (offset: number, bytes: number) => void
   #job: Job | undefined
   #edges: JobEdges | undefined
-  #body: WorkerBody | undefined
+  #team: BodyTeam | undefined
   #completing: boolean
   #copyingDrained = false
   /** The worker writes the target itself. */
@@ -84,6 +86,8 @@ export class MirrorDriver implements JobDriver {
   #pivoted = false
   #scanned = false
   #blocking = false
+  /** The guest outran the first copy. */
+  #catchingUp = false
   #length: number
   readonly #writers = new Set<() => void>()
 
@@ -136,9 +140,9 @@ export class MirrorDriver implements JobDriver {
     this.#plan.top.writeListeners.delete(this.#mark)
   }
 
-  /** The thread's handle, for tests and for statistics. */
-  get body(): WorkerBody | undefined {
-    return this.#body
+  /** The threads' handles, for tests and for statistics. */
+  get bodies(): readonly WorkerBody[] {
+    return this.#team?.bodies ?? []
   }
 
   async run(job: Job): Promise<void> {
@@ -146,11 +150,10 @@ export class MirrorDriver implements JobDriver {
     await plan.scan(job)
     this.#scanned = true
     if (job.forceCancelled) return
-    this.#body = await this.#startBody(job)
-    const goal: CopyGoal = this.#completing
-      ? { remaining: LAST_COPY_BYTES, passes: MOST_PASSES }
-      : { remaining: 0, passes: 0 }
-    await this.#copy(job, goal)
+    this.#team = await this.#startTeam(job)
+    const remaining = this.#completing ? LAST_COPY_BYTES : 0
+    await this.#copy(job, { remaining, passes: MOST_PASSES })
+    if (!this.#completing) await this.#catchUp(job)
     if (job.forceCancelled) return
     await this.#flushFor(job)
     if (plan.showReady ?? true) job.becomeReady()
@@ -165,6 +168,25 @@ export class MirrorDriver implements JobDriver {
     if (job.forceCancelled) return
     await this.#copy(job, { remaining: LAST_COPY_BYTES, passes: MOST_PASSES })
     await this.#flushFor(job)
+  }
+
+  /**
+   * Ends the first copy. A guest that outran it waits with every write for a round from here on; a
+   * limited job leaves it alone, as its speed was chosen.
+   */
+  async #catchUp(job: Job): Promise<void> {
+    const { dirty } = this.#plan
+    while (dirty.count > 0 && !this.#mayEnd(job)) {
+      this.#catchingUp = job.speed === 0
+      if (this.#catchingUp) this.#setAfterWrite(() => this.#hold(job))
+      const writers = [...this.#writers]
+      await this.#copy(job, { remaining: 0, passes: 1 })
+      // The last round lets go of nobody until the job is ready: then nothing is dirty at all.
+      if (dirty.count > 0) this.#letGo(writers)
+    }
+    this.#catchingUp = false
+    if (!this.#blocking) this.#setAfterWrite(undefined)
+    this.pausing()
   }
 
   /** Lets every held write end: what it wrote is dirty and will be copied. */
@@ -201,7 +223,7 @@ export class MirrorDriver implements JobDriver {
     if (!this.#completing || pivotTo === undefined) return
     await this.#plan.beforePivot?.()
     // The users that move may forbid other writers, and there will be no more to write.
-    await this.#body?.finish()
+    await this.#team?.finish()
     await this.#plan.target.close()
     try {
       await graph.replace(pivotFrom ?? filter, pivotTo)
@@ -216,7 +238,7 @@ export class MirrorDriver implements JobDriver {
     const { graph, filter, top, source, target } = this.#plan
     this.#setAfterWrite(undefined)
     this.pausing()
-    await this.#body?.finish()
+    await this.#team?.finish()
     top.writeListeners.delete(this.#mark)
     unfreezeChain(this.#frozen)
     this.#edges?.detachAll()
@@ -231,7 +253,8 @@ export class MirrorDriver implements JobDriver {
 
   /** Holds a write until a round of copying that began after it has ended. */
   #hold(job: Job): Pending {
-    if (!job.ready || job.pauseCount > 0 || this.#mayEnd(job)) return undefined
+    if (!job.ready && !this.#catchingUp) return undefined
+    if (job.pauseCount > 0 || this.#mayEnd(job)) return undefined
     return new Promise((resolve) => {
       this.#writers.add(resolve)
       job.kick()
@@ -248,6 +271,7 @@ export class MirrorDriver implements JobDriver {
   /** A worker writes behind the back of the nodes, which would see nothing to make stable. */
   async #flush(): Promise<void> {
     const { target } = this.#plan
+    // Whoever began to note writes after the worker began must take all as written.
     markWritten(target.node, this.#direct)
     await target.flush()
   }
@@ -267,25 +291,21 @@ export class MirrorDriver implements JobDriver {
     return job.forceCancelled || job.cancelRequested || this.#completing
   }
 
-  #startBody(job: Job): Promise<WorkerBody> {
+  #startTeam(job: Job): Promise<BodyTeam> {
     const { source, target, top, base, dirty, pool } = this.#plan
     const disks = describeDisks({ source, target, top, base, unit: dirty.granularity })
     this.#direct = disks.target.kind === 'attached'
-    return WorkerBody.start(pool, {
-      ...disks,
-      dirty,
-      skipUnallocated: base !== undefined,
-      speed: job.speed,
-    })
+    const options = { ...disks, dirty, skipUnallocated: base !== undefined, speed: job.speed }
+    const targetCluster = target.node.driver?.limits.clusterSize ?? 0
+    const bytes = dirty.dirtyBytes
+    return BodyTeam.start(pool, options, teamSize(pool, { bytes, options, targetCluster }))
   }
 
   async #copy(job: Job, goal: CopyGoal): Promise<void> {
-    const body = this.#body
-    if (body === undefined) throw ioError('ESHUTDOWN')
+    const team = this.#team
+    if (team === undefined) throw ioError('ESHUTDOWN')
     while (!job.forceCancelled) {
-      const outcome = await job.runBody(body, () =>
-        body.call<CopyOutcome>((api) => api.copyDirty(goal)),
-      )
+      const outcome = await job.runBody(team, () => team.copyDirty(goal))
       if (outcome.kind !== 'error') return
       const { operation } = outcome
       const { onSourceError, onTargetError } = this.#plan
@@ -296,15 +316,14 @@ export class MirrorDriver implements JobDriver {
 
   /** Copies what is left while the source is held; nothing can become dirty any more. */
   async #lastCopy(): Promise<void> {
-    const body = this.#body
-    if (body === undefined) throw ioError('ESHUTDOWN')
+    const team = this.#team
+    if (team === undefined) throw ioError('ESHUTDOWN')
     this.#copyingDrained = true
     try {
       // A pause or a speed of the user's does not hold a guest that is being held.
-      body.words.paused = false
-      body.setSpeed(0)
-      const goal: CopyGoal = { remaining: 0, passes: 0 }
-      const outcome = await body.call<CopyOutcome>((api) => api.copyDirty(goal))
+      team.resume()
+      team.setSpeed(0)
+      const outcome = await team.copyDirty({ remaining: 0, passes: 0 })
       if (outcome.kind === 'error') throw fromRecord(outcome.error)
       if (outcome.kind === 'cancelled') throw ioError('ECANCELED')
     } finally {
@@ -314,14 +333,14 @@ export class MirrorDriver implements JobDriver {
   }
 
   #progress(job: Job): void {
-    const done = this.#body?.done ?? 0
+    const done = this.#team?.done ?? 0
     // The source may be closed by the time somebody asks for the last time.
     const length = this.#plan.top.driver?.length() ?? this.#length
     this.#length = length
     if (this.#plan.showReady === false) {
-      // What needs no copy counts as done as soon as that is known.
+      // What needs no copy counts as done when everything before it is.
       job.total = length
-      job.current = length - Math.min(this.#scanned ? this.#plan.dirty.dirtyBytes : length, length)
+      job.current = this.#scanned ? (this.#plan.dirty.nextDirty(0)?.offset ?? length) : 0
       return
     }
     job.current = done
@@ -332,15 +351,4 @@ export class MirrorDriver implements JobDriver {
 /** A filter that can hold writes. */
 interface WriteHolder {
   setAfterWrite(hook: (() => Pending) | undefined): void
-}
-
-/** Tells a node, and those that hold its data, that something was written. */
-function markWritten(node: BlockNode, direct: boolean): void {
-  node.writeGeneration += 1
-  // Whoever began to note writes after the worker had begun to write must take all as written.
-  if (direct && node.driver !== undefined)
-    for (const heard of node.writeListeners) heard(0, node.length())
-  for (const edge of node.children.values()) {
-    if (edge.role === 'file' || edge.role === 'filtered') markWritten(edge.node, direct)
-  }
 }

@@ -8,6 +8,7 @@
 import { fileURLToPath } from 'node:url'
 import type { MessagePort } from 'node:worker_threads'
 import { Piscina } from 'piscina'
+import type { Holdings } from '../sync/holdings.ts'
 import type { BodyTask } from './body-task.ts'
 
 /**
@@ -20,6 +21,8 @@ const BODIES_PER_THREAD = 64
 export interface WorkerPoolOptions {
   /** Most threads at a time; default 2. */
   readonly size?: number
+  /** Threads that begin with the first body and stay; default 0: a thread ends when it rests long. */
+  readonly keep?: number
 }
 
 /** A body that runs in a thread of the pool. */
@@ -36,14 +39,39 @@ function workerFile(): string {
   return fileURLToPath(new URL(relative, import.meta.url))
 }
 
+/** A thread without a body, or none while another thread may be made, or the one with fewest. */
+function leastBusy<T extends { readonly currentUsage: number }>(
+  workers: readonly T[],
+  most: number,
+): T | null {
+  let least: T | null = null
+  for (const worker of workers) {
+    const usage = least?.currentUsage ?? BODIES_PER_THREAD
+    if (worker.currentUsage < usage) least = worker
+  }
+  return least !== null && least.currentUsage > 0 && workers.length < most ? null : least
+}
+
 /** Threads for job bodies. */
 export class WorkerPool {
   readonly #size: number
+  readonly #keep: number
   readonly #failures = new Set<(thrown: unknown) => void>()
   #piscina: Piscina | undefined
 
   constructor(options: WorkerPoolOptions = {}) {
     this.#size = options.size ?? 2
+    this.#keep = Math.min(options.keep ?? 0, this.#size)
+  }
+
+  /** Most threads at a time. */
+  get size(): number {
+    return this.#size
+  }
+
+  /** Threads that a body finds without waiting for their start, or with others that wait for it. */
+  get ready(): number {
+    return Math.max(this.threads, this.#keep)
   }
 
   /** Threads that exist now. */
@@ -51,15 +79,22 @@ export class WorkerPool {
     return this.#piscina?.threads.length ?? 0
   }
 
-  /** Runs a body in a thread; the ports of the task go with it. */
-  run(task: BodyTask): PoolRun {
+  /**
+   * Runs a body in a thread; the ports of the task go with it. What its thread may hold of shared
+   * words is given back when it dies, before anybody hears of the death.
+   */
+  run(task: BodyTask, holdings?: Holdings): PoolRun {
     const ports: MessagePort[] = [task.port, task.proxyPort]
     // No abort signal: a task that has one gets a thread for itself alone.
     const run: Promise<void> = this.#open().run(task, { transferList: ports })
     // A thread that cannot even load takes no body, so its failure reaches nobody by itself.
     const ended = new Promise<void>((resolve, reject) => {
       this.#failures.add(reject)
-      run.then(resolve, reject).finally(() => this.#failures.delete(reject))
+      const died = (thrown: unknown): void => {
+        holdings?.release()
+        reject(thrown)
+      }
+      run.then(resolve, died).finally(() => this.#failures.delete(reject))
     })
     return { ended }
   }
@@ -84,11 +119,12 @@ export class WorkerPool {
     if (this.#piscina !== undefined) return this.#piscina
     const piscina = new Piscina({
       filename: workerFile(),
-      minThreads: 0,
+      minThreads: this.#keep,
       concurrentTasksPerWorker: BODIES_PER_THREAD,
       maxThreads: this.#size,
       idleTimeout: 30_000,
       atomics: 'disabled',
+      loadBalancer: (_task, workers) => leastBusy(workers, this.#size),
       name: 'run',
     })
     piscina.on('error', (thrown: unknown) => {

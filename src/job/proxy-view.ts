@@ -49,6 +49,8 @@ export class ProxyClient {
   view(index: number, length: number): DiskView {
     return {
       length,
+      attached: false,
+      blind: false,
       status: async (offset, bytes) => {
         const reply = await this.#ask({ index, op: 'status', offset, bytes, at: 0 })
         return reply.status ?? { kind: 'data', bytes }

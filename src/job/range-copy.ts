@@ -1,43 +1,31 @@
 /**
- * Copies one range from a disk to another through a buffer.
+ * Copies one range from a disk to another.
  *
  * Invariants:
- * - The outcome is a value: null, or the record of the error that stopped it.
+ * - The outcome is a value: null, or the record of the error that stopped it; its context says on
+ *   which side it was.
  * - What the source does not decide reads as zeroes.
  */
-import { type ErrorRecord, toRecord } from '../util/errors.ts'
-import type { DiskView } from './view.ts'
+import { asBlockError, BlockError, type ErrorRecord, toRecord } from '../util/errors.ts'
+import { MoveError, type MoveParts, moveSome } from './move.ts'
 
 /** Null when the whole range is on the target. */
 export type RangeOutcome = ErrorRecord | null
 
 /** Copies `bytes` from `offset`, in pieces of the buffer's length. */
 export async function copyRange(
-  source: DiskView,
-  target: DiskView,
-  buffer: Uint8Array,
+  parts: MoveParts,
   offset: number,
   bytes: number,
 ): Promise<RangeOutcome> {
   try {
-    const end = Math.min(offset + bytes, source.length)
-    for (let at = offset; at < end; ) {
-      const answer = source.status(at, Math.min(end - at, buffer.length))
-      const status = answer instanceof Promise ? await answer : answer
-      if (status.kind === 'data') {
-        const view = buffer.subarray(0, status.bytes)
-        const read = source.pread(at, view)
-        if (read !== undefined) await read
-        const written = target.pwrite(at, view)
-        if (written !== undefined) await written
-      } else {
-        const zeroed = target.pwriteZeroes(at, status.bytes)
-        if (zeroed !== undefined) await zeroed
-      }
-      at += status.bytes
-    }
+    const end = Math.min(offset + bytes, parts.source.length)
+    for (let at = offset; at < end; ) at += await moveSome(parts, at, end - at)
     return null
   } catch (thrown) {
-    return toRecord(thrown)
+    if (!(thrown instanceof MoveError)) return toRecord(thrown)
+    const error = asBlockError(thrown.thrown)
+    const context = { ...error.context, op: thrown.operation }
+    return toRecord(new BlockError(error.code, error.message, context))
   }
 }

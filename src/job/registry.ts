@@ -75,19 +75,23 @@ export class JobRegistry {
     return job
   }
 
-  /** Visible jobs, oldest first. */
+  /** Visible jobs, newest first. */
   list(): Job[] {
-    return [...this.#jobs].filter((job) => !job.internal)
+    return this.all().filter((job) => !job.internal)
   }
 
-  /** Every job, also the internal ones. */
+  /** Every job, also the internal ones, newest first. */
   all(): Job[] {
-    return [...this.#jobs]
+    return [...this.#jobs].reverse()
   }
 
   /** Cancels every job by force and waits until none is left running. */
   async cancelAll(): Promise<void> {
-    for (const job of this.all()) await job.cancelSync(true)
+    for (const job of this.all()) {
+      await job.cancelSync(true)
+      // One that waits to be dismissed is dismissed by a second cancel.
+      if (!job.autoDismiss) job.cancel(true)
+    }
   }
 }
 

@@ -22,11 +22,14 @@ export function jobReport(job: Job): JobReport {
   }
 }
 
-/** Sends the event of a job's end: cancelled by force, or completed with or without an error. */
+/**
+ * Sends the event of a block job's end: cancelled by force, or completed with or without an error.
+ */
 export function emitEnd(
   job: Job,
   emit: <K extends keyof JobEvents>(name: K, data: JobEvents[K]) => void,
 ): void {
+  if (job.driver.type === 'create' || job.driver.type === 'amend') return
   const report = jobReport(job)
   const { error } = job
   if (error === undefined) emit('BLOCK_JOB_COMPLETED', report)

@@ -11,11 +11,13 @@ import type { BlockNode } from '../block/node.ts'
 import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { BlockError } from '../util/errors.ts'
 import { launch, mirrorGranularity, openBackend, scanAllocated } from './commit.ts'
+import { giveUpContent } from './give-up-content.ts'
 import type { Job } from './job.ts'
 import { MirrorDriver } from './mirror.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
+import { insertCommitFilter, undoing } from './start-job.ts'
 
 const GRANULARITY_MIN = 512
 const GRANULARITY_MAX = 64 * 1024 * 1024
@@ -30,6 +32,8 @@ export interface MirrorOptions {
   readonly target: BlockNode
   /** Everything, what the top layer holds, or only what is written from now on. */
   readonly sync: 'full' | 'top' | 'none'
+  /** The target is known to read as zeroes all over, so only what is allocated needs a copy. */
+  readonly emptyTarget?: boolean | undefined
   /** The node that `complete` replaces by the target; default the source. */
   readonly replaces?: string | undefined
   /** Bytes a second; 0 = unlimited, the default. */
@@ -58,24 +62,15 @@ export async function startMirror(
   options: MirrorOptions,
 ): Promise<Job> {
   const { source, target } = options
-  registry.checkId(options.jobId, false)
   checkMirror(graph, options)
-  const undo: (() => Promise<void>)[] = []
-  try {
-    const name = options.filterNodeName
-    const filter = await graph.insertFilter(
-      {
-        driver: 'commit-filter',
-        file: source.name,
-        'read-only': source.readOnly,
-        ...(name === undefined ? {} : { 'node-name': name }),
-      },
-      source,
-    )
+  registry.checkId(options.jobId, false)
+  return undoing(async (undo) => {
+    const filter = await insertCommitFilter(graph, source, options.filterNodeName)
     undo.push(() => graph.removeFilter(filter))
     const from = await openBackend(graph, source, PERM.CONSISTENT_READ)
     undo.push(() => from.close())
-    const to = await openBackend(graph, target, PERM.WRITE)
+    // Half a copy is nothing to read, and nobody else may write into it.
+    const to = await openBackend(graph, target, PERM.WRITE, PERM.WRITE_UNCHANGED)
     undo.push(() => to.close())
     const base = options.sync === 'top' ? source.chainNext : undefined
     const unit = options.granularity ?? mirrorGranularity(target)
@@ -115,10 +110,7 @@ export async function startMirror(
       [target, 'target'],
     ])
     return job
-  } catch (thrown) {
-    for (const step of undo.reverse()) await step()
-    throw thrown
-  }
+  })
 }
 
 function checkMirror(graph: BlockGraph, options: MirrorOptions): void {
@@ -138,9 +130,33 @@ function checkMirror(graph: BlockGraph, options: MirrorOptions): void {
   if (source === target) throw new BlockError('EINVAL', "Can't mirror node into itself")
   source.blockers.check('mirror-source', source.name)
   target.blockers.check('mirror-target', target.name)
-  if (replaces !== undefined && graph.find(replaces) === undefined) {
-    throw new BlockError('EINVAL', `Failed to find node with node-name='${replaces}'`)
+  if (replaces !== undefined) checkReplaces(graph, source, replaces)
+}
+
+// What stands in for a node must show what it showed, so only those that show the source's content.
+function checkReplaces(graph: BlockGraph, source: BlockNode, name: string): void {
+  const node = graph.find(name)
+  if (node === undefined) {
+    throw new BlockError('EINVAL', `Failed to find node with node-name='${name}'`)
   }
+  if (!showsSame(source, node)) {
+    throw new BlockError(
+      'EPERM',
+      `Cannot replace '${name}' by a node mirrored from '${source.name}', because it cannot be ` +
+        'guaranteed that doing so would not lead to an abrupt change of visible data',
+      { node: name },
+    )
+  }
+  if (node.length() !== source.length()) {
+    throw new BlockError('EINVAL', 'cannot replace image with a mirror image of different size')
+  }
+}
+
+function showsSame(source: BlockNode, node: BlockNode): boolean {
+  if (source === node) return true
+  const passes = source.definition.kind === 'filter' || source.definition.name === 'quorum'
+  if (!passes) return false
+  return [...source.children.values()].some((edge) => showsSame(edge.node, node))
 }
 
 async function scan(
@@ -155,6 +171,7 @@ async function scan(
     throw new BlockError('EINVAL', 'Source and target image have different sizes')
   }
   if (options.sync === 'none') return
-  if (base === undefined) dirty.setAll()
+  if (options.sync === 'full') await giveUpContent(target, source)
+  if (base === undefined && options.emptyTarget !== true) dirty.setAll()
   else await scanAllocated(graph, job, source, base, dirty)
 }

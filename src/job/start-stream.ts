@@ -11,7 +11,9 @@ import { openBackend } from './commit.ts'
 import { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
 import type { OnError } from './policy.ts'
+import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
+import { launchJob, makingNode, undoing } from './start-job.ts'
 import { StreamDriver, withoutFilters } from './stream.ts'
 
 /** A stream. */
@@ -26,6 +28,8 @@ export interface StreamOptions {
   readonly backingFile?: string | undefined
   /** How the file of a node is written down. */
   readonly nameOf: (node: BlockNode) => string
+  /** Threads that copy where they can reach every image; absent: the filter copies by itself. */
+  readonly pool?: WorkerPool | undefined
   /** Bytes a second; 0 = unlimited, the default. */
   readonly speed?: number | undefined
   /** Name of the filter that sits over the disk meanwhile. */
@@ -52,20 +56,21 @@ export async function startStream(
   const restore = async (): Promise<void> => {
     for (const node of [...opened].reverse()) await graph.setReadOnly(node, true)
   }
-  const undo: (() => Promise<void>)[] = [restore]
-  try {
+  return undoing(async (undo) => {
+    undo.push(restore)
     for (const node of opened) await graph.setReadOnly(node, false)
-    const filter = await insertCopyOnRead(graph, options)
+    const filter = await makingNode(() => insertCopyOnRead(graph, options))
     undo.push(() => graph.removeFilter(filter))
     const reader = await openBackend(graph, filter, PERM.CONSISTENT_READ)
     undo.push(() => reader.close())
-    const { nameOf, backingFile, onError = 'report' } = options
+    const { nameOf, backingFile, pool, onError = 'report' } = options
     const driver = new StreamDriver({
       graph,
       filter,
       layer,
       bottom,
       reader,
+      pool,
       onError,
       backingFile,
       nameOf,
@@ -80,12 +85,10 @@ export async function startStream(
     })
     // From here on the job itself takes everything back when it ends.
     undo.length = 0
-    await launch(graph, job, driver, nodesOf(filter, bottom))
+    const nodes = nodesOf(filter, bottom).map((node, at) => [node, roleOf(at)] as const)
+    await launchJob(job, new JobEdges(graph, job), (edges) => driver.adopt(edges), nodes)
     return job
-  } catch (thrown) {
-    for (const step of undo.reverse()) await step()
-    throw thrown
-  }
+  })
 }
 
 function insertCopyOnRead(graph: BlockGraph, options: StreamOptions): Promise<BlockNode> {
@@ -93,6 +96,7 @@ function insertCopyOnRead(graph: BlockGraph, options: StreamOptions): Promise<Bl
   return graph.insertFilter(
     {
       driver: 'copy-on-read',
+      'holds-chain': false,
       file: top.name,
       'read-only': false,
       ...(bottom === undefined ? {} : { bottom: bottom.name }),
@@ -100,23 +104,6 @@ function insertCopyOnRead(graph: BlockGraph, options: StreamOptions): Promise<Bl
     },
     top,
   )
-}
-
-async function launch(
-  graph: BlockGraph,
-  job: Job,
-  driver: StreamDriver,
-  nodes: readonly BlockNode[],
-): Promise<void> {
-  const edges = new JobEdges(graph, job)
-  try {
-    driver.adopt(edges)
-    for (const [at, node] of nodes.entries()) await edges.add(node, roleOf(at))
-  } catch (thrown) {
-    await job.cancelSync()
-    throw thrown
-  }
-  job.start()
 }
 
 function roleOf(at: number): string {

@@ -13,25 +13,24 @@ import type { BlockNode } from '../block/node.ts'
 import { updatePermissions } from '../block/permissions.ts'
 import { chainStatus } from '../block/status.ts'
 import { asBlockError, type BlockError } from '../util/errors.ts'
+import type { WorkerBody } from './body.ts'
+import type { ClusterCrew } from './cluster-crew.ts'
 import { freezeChain, unfreezeChain } from './freeze.ts'
 import type { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
 import type { JobDriver } from './job-types.ts'
 import { errorAction, type OnError } from './policy.ts'
+import type { WorkerPool } from './pool.ts'
 import { RateLimit } from './rate-limit.ts'
+import { type StreamImages, startStreamCrew, streamByCrew } from './stream-crew.ts'
 
 /** Most bytes copied between two looks at pause and cancel. */
 const CHUNK_BYTES = 512 * 1024
 
 /** What a stream works on. */
-export interface StreamPlan {
-  readonly graph: BlockGraph
-  /** Copies on read; sits over the disk while the job lives. Its reference passes to the job. */
-  readonly filter: BlockNode
-  /** The image that becomes independent, below any filters of the disk. */
-  readonly layer: BlockNode
-  /** The lowest image that is copied from; undefined = the whole chain. */
-  readonly bottom: BlockNode | undefined
+export interface StreamPlan extends StreamImages {
+  /** Threads that copy where they can reach every image; undefined = the filter copies. */
+  readonly pool: WorkerPool | undefined
   /** Reads through the filter; closed by the job. */
   readonly reader: BlockBackend
   readonly onError: OnError
@@ -49,6 +48,7 @@ export class StreamDriver implements JobDriver {
   readonly #plan: StreamPlan
   #edges: JobEdges | undefined
   #frozen: readonly BlockChild[] = []
+  #crew: ClusterCrew | undefined
 
   constructor(plan: StreamPlan) {
     this.#plan = plan
@@ -62,12 +62,25 @@ export class StreamDriver implements JobDriver {
   }
 
   async run(job: Job): Promise<void> {
-    const { graph, layer, bottom } = this.#plan
+    const { layer, bottom, pool } = this.#plan
     if (layer.chainNext === undefined || layer === bottom) return
+    job.total = layer.length()
+    if (pool !== undefined) this.#crew = await startStreamCrew(pool, this.#plan, job.speed)
+    if (this.#crew === undefined) return this.#copyHere(job)
+    await streamByCrew(job, { ...this.#plan, crew: this.#crew })
+  }
+
+  /** The threads' handles; none while the filter copies by itself. */
+  get bodies(): readonly WorkerBody[] {
+    return this.#crew?.bodies ?? []
+  }
+
+  /** Copies by reading through the filter. */
+  async #copyHere(job: Job): Promise<void> {
+    const { graph, layer } = this.#plan
     const length = layer.length()
     const rate = new RateLimit()
     const buffer = new Uint8Array(Math.min(CHUNK_BYTES, length))
-    job.total = length
     let ignored: BlockError | undefined
     for (let at = 0; at < length && !job.forceCancelled; job.current = at) {
       const rest = job.pausePoint() ?? graph.ctx.breathe()
@@ -99,6 +112,7 @@ export class StreamDriver implements JobDriver {
 
   async clean(): Promise<void> {
     const { graph, filter, reader, restore } = this.#plan
+    await this.#crew?.finish()
     unfreezeChain(this.#frozen)
     this.#edges?.detachAll()
     await reader.close()
@@ -130,24 +144,34 @@ export class StreamDriver implements JobDriver {
 
   /** Gives the image, which is drained, what is below the bottom as its backing image. */
   async #relink(): Promise<void> {
-    const { graph, layer, backingFile, nameOf } = this.#plan
+    const { graph, layer, bottom } = this.#plan
     const edge = layer.child('backing')
     if (edge === undefined) return
-    const base = await this.#holdBase()
-    try {
-      const image = base === undefined ? undefined : withoutFilters(base)
-      const name = image === undefined ? undefined : (backingFile ?? nameOf(image))
-      if (base !== edge.node || backingFile !== undefined) {
-        await layer.driver?.changeBackingFile?.(name, image?.definition.name)
-      }
-      if (base === undefined) graph.detach(edge)
-      else if (base !== edge.node) moveLink(graph, layer, edge, base)
-    } finally {
-      if (base !== undefined) {
-        graph.drainedEnd(base)
-        graph.unref(base)
+    for (let done = false; !done; ) {
+      const base = await this.#holdBase()
+      try {
+        await this.#writeName(edge, base)
+        // The job of a neighbour may have taken its filter away meanwhile: then look again.
+        done = bottom?.chainNext === base
+        if (!done) continue
+        if (base === undefined) graph.detach(edge)
+        else if (base !== edge.node) moveLink(graph, layer, edge, base)
+      } finally {
+        if (base !== undefined) {
+          graph.drainedEnd(base)
+          graph.unref(base)
+        }
       }
     }
+  }
+
+  /** Lets the image write down what will be below it. */
+  async #writeName(edge: BlockChild, base: BlockNode | undefined): Promise<void> {
+    const { layer, backingFile, nameOf } = this.#plan
+    if (base === edge.node && backingFile === undefined) return
+    const image = base === undefined ? undefined : withoutFilters(base)
+    const name = image === undefined ? undefined : (backingFile ?? nameOf(image))
+    await layer.driver?.changeBackingFile?.(name, image?.definition.name)
   }
 
   /** Drains what is below the bottom, which another job may replace while this one waits. */

@@ -4,6 +4,8 @@
  * Invariants:
  * - No job of a group commits before every job of the group prepared.
  * - The first failure cancels all others, and every job of the group is finalized exactly once.
+ * - Jobs are prepared and finalized the newest first; one that another's failure ended shows it
+ *   when its turn comes.
  */
 import { asBlockError, type BlockError, ioError } from '../util/errors.ts'
 import type { Job } from './job.ts'
@@ -11,7 +13,7 @@ import type { Job } from './job.ts'
 /** A group of jobs; a job without a given group has one of its own. */
 export class Transaction {
   readonly #jobs = new Set<Job>()
-  readonly #ended = new Set<Job>()
+  readonly #ended = new Map<Job, BlockError | undefined>()
   #failure: BlockError | undefined
   #finalizing = false
 
@@ -27,21 +29,20 @@ export class Transaction {
 
   /** A job's work is over; `error` is why it failed. Settles when nothing more is to be done now. */
   async jobEnded(job: Job, error: BlockError | undefined): Promise<void> {
-    this.#ended.add(job)
-    if (error !== undefined) {
-      job.enterAborting(error)
-      this.#fail(error)
-    } else if (this.#failure === undefined) {
-      job.enterWaiting()
-    } else {
-      job.enterAborting(ioError('ECANCELED'))
+    this.#ended.set(job, error)
+    if (this.#failure === undefined) {
+      if (error === undefined) job.enterWaiting()
+      else {
+        job.enterAborting(error)
+        this.#fail(error)
+      }
     }
     if (this.#ended.size < this.#jobs.size || this.#finalizing) return
     if (this.#failure !== undefined) {
       await this.#finalizeAll()
       return
     }
-    for (const each of this.#jobs) each.enterPending()
+    for (const each of this.#newestFirst()) each.enterPending()
     if ([...this.#jobs].every((each) => each.autoFinalize)) await this.finalize()
   }
 
@@ -49,7 +50,7 @@ export class Transaction {
   async finalize(): Promise<void> {
     if (this.#finalizing) return
     this.#finalizing = true
-    for (const job of this.#jobs) {
+    for (const job of this.#newestFirst()) {
       try {
         await job.driver.prepare?.(job)
       } catch (thrown) {
@@ -62,12 +63,12 @@ export class Transaction {
   }
 
   /** A job that already waits for the others, or for `finalize`, is cancelled. */
-  cancelEnded(job: Job): void {
+  cancelEnded(): void {
     if (this.#finalizing) return
-    const error = ioError('ECANCELED')
-    job.enterAborting(error)
-    this.#fail(error)
-    if (this.#ended.size === this.#jobs.size) void this.#finalizeAll()
+    this.#fail(ioError('ECANCELED'))
+    // The last of the others may have ended, and with it the group, while it was told.
+    if (this.#finalizing || this.#ended.size < this.#jobs.size) return
+    void this.#finalizeAll()
   }
 
   #fail(error: BlockError): void {
@@ -80,12 +81,19 @@ export class Transaction {
 
   async #finalizeAll(): Promise<void> {
     this.#finalizing = true
-    for (const job of this.#jobs) {
-      if (this.#failure !== undefined && job.error === undefined) {
-        job.forceCancelled = true
-        job.enterAborting(ioError('ECANCELED'))
-      }
+    for (const job of this.#newestFirst()) {
+      if (this.#failure !== undefined && job.error === undefined) this.#abort(job)
+      await job.finalizeSingle()
     }
-    for (const job of this.#jobs) await job.finalizeSingle()
+  }
+
+  #abort(job: Job): void {
+    const own = this.#ended.get(job)
+    if (own === undefined) job.forceCancelled = true
+    job.enterAborting(own ?? ioError('ECANCELED'))
+  }
+
+  #newestFirst(): Job[] {
+    return [...this.#jobs].reverse()
   }
 }

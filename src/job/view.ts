@@ -20,8 +20,17 @@ export interface ViewStatus {
 export interface DiskView {
   /** Length in bytes. */
   readonly length: number
+  /** Answers inline and takes data from any memory; a proxy takes only what lies in its buffer. */
+  readonly attached: boolean
+  /** `status` cannot tell zeroes from data: whoever reads has to look. */
+  readonly blind: boolean
   /** What the start of the range is. */
   status(offset: number, bytes: number): MaybePromise<ViewStatus>
+  /**
+   * The bytes of a range whose status is data, where they lie: to be read only, and only until the
+   * next wait. Undefined: they have to be read.
+   */
+  inPlace?(offset: number, bytes: number): Uint8Array | undefined
   /** Fills `buf`; the range lies inside the disk. */
   pread(offset: number, buf: Uint8Array): Pending
   /** Stores `buf`. */
@@ -34,10 +43,13 @@ export interface DiskView {
 
 /** Layers over each other, the top first; what none of them holds is `unallocated`. */
 export class ChainView implements DiskView {
+  readonly attached = true
+  readonly blind: boolean
   readonly #layers: readonly DiskView[]
 
   constructor(layers: readonly DiskView[]) {
     this.#layers = layers
+    this.blind = layers.some((layer) => layer.blind)
   }
 
   get length(): number {
@@ -46,6 +58,11 @@ export class ChainView implements DiskView {
 
   status(offset: number, bytes: number): MaybePromise<ViewStatus> {
     return this.#find(offset, bytes).status
+  }
+
+  inPlace(offset: number, bytes: number): Uint8Array | undefined {
+    const { status, layer } = this.#find(offset, bytes)
+    return status.bytes < bytes ? undefined : layer?.inPlace?.(offset, bytes)
   }
 
   pread(offset: number, buf: Uint8Array): Pending {

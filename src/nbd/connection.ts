@@ -12,6 +12,7 @@ import type { TimerHandle } from '../util/clock.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import type { NbdExport } from './export.ts'
 import { Handshake, type HandshakeHost, type NbdSession } from './handshake.ts'
+import { type InputTaker, takeInput } from './input.ts'
 import { Transmission } from './transmission.ts'
 
 const KEEP_ALIVE_MS = 15_000
@@ -24,6 +25,8 @@ export interface ConnectionHost extends HandshakeHost {
   readonly pool: BufferPool
   /** Longest handshake in milliseconds. */
   readonly handshakeMs: number
+  /** What a client works with that agreed on `session`. */
+  session(connection: NbdConnection, session: NbdSession): NbdSession
   /** The client entered an export. */
   entered(connection: NbdConnection): void
   /** The client and its requests are gone. */
@@ -31,8 +34,8 @@ export interface ConnectionHost extends HandshakeHost {
 }
 
 /** A connected client. */
-export class NbdConnection {
-  readonly #socket: Socket
+export class NbdConnection implements InputTaker {
+  #socket: Socket
   readonly #host: ConnectionHost
   readonly #deadline: TimerHandle
   #handshake: Handshake | undefined
@@ -47,12 +50,10 @@ export class NbdConnection {
     this.#host = host
     socket.setNoDelay(true)
     socket.setKeepAlive(true, KEEP_ALIVE_MS)
-    socket.on('error', () => socket.destroy())
-    socket.on('close', () => this.#closeDone())
-    socket.on('end', () => this.#inputEnded())
+    this.#listen(socket)
     this.#deadline = host.ctx.clock.setTimer(host.handshakeMs, () => socket.destroy())
     this.#handshake = new Handshake(host, (bytes) => this.#answer(bytes))
-    socket.on('data', (bytes: Buffer) => this.#feed(bytes))
+    socket.on('data', (bytes: Buffer) => this.arrived(bytes))
   }
 
   /** The export the client entered. */
@@ -70,15 +71,32 @@ export class NbdConnection {
     this.#socket.destroy()
   }
 
+  #listen(socket: Socket): void {
+    socket.on('error', () => socket.destroy())
+    socket.on('close', () => this.#closeDone())
+    socket.on('end', () => this.#inputEnded())
+  }
+
   #answer(bytes: Buffer): void {
     if (this.#socket.destroyed || this.#socket.writableEnded) return
     this.#socket.write(bytes)
     if (this.#socket.writableLength > MAX_WAITING_OPTIONS) this.#socket.destroy()
   }
 
-  #feed(bytes: Buffer): void {
+  /** Takes bytes from the socket. */
+  arrived(bytes: Buffer): void {
     if (this.#transmission !== undefined) this.#transmission.feed(bytes)
     else if (this.#handshake !== undefined) this.#negotiate(this.#handshake, bytes)
+  }
+
+  /** Room for a payload. */
+  room(): Buffer | undefined {
+    return this.#transmission?.room()
+  }
+
+  /** So much of the room arrived. */
+  filled(bytes: number): void {
+    this.#transmission?.filled(bytes)
   }
 
   #negotiate(handshake: Handshake, bytes: Buffer): void {
@@ -102,8 +120,13 @@ export class NbdConnection {
     this.#deadline.cancel()
     this.#export = session.export
     const { pool, ctx } = this.#host
-    this.#transmission = new Transmission(session, this.#socket, pool, ctx, () => this.#maybeGone())
+    const socket = takeInput(this.#socket, this)
+    if (socket !== this.#socket) this.#listen(socket)
+    this.#socket = socket
+    const own = this.#host.session(this, session)
+    this.#transmission = new Transmission(own, socket, pool, ctx, () => this.#maybeGone())
     this.#host.entered(this)
+    socket.resume()
     this.#transmission.feed(rest)
   }
 

@@ -32,6 +32,8 @@ export interface ExportStatus {
 export interface ExportBackend {
   /** Whether writes are refused below. */
   readonly readOnly: boolean
+  /** Requests of other multiples cost more; absent: 1. */
+  readonly requestAlignment?: number
   /** Length in bytes. */
   length(): number
   /** Fills `buf` from `offset`. */
@@ -68,6 +70,11 @@ export interface NbdExport {
   readonly backend: ExportBackend
   /** Refuse writes. */
   readonly readOnly: boolean
+  /**
+   * One writer at a time: the client that writes last, whose changes begin after all others' have
+   * ended and who cuts the writer before it. For the export that replication writes to.
+   */
+  readonly exclusive?: boolean
   /** Offer `qemu:allocation-depth`; default false. */
   readonly allocationDepth?: boolean
   /** Dirty bitmaps offered as `qemu:dirty-bitmap:NAME`. */
@@ -86,8 +93,14 @@ export interface MetaContext {
   readonly bitmap?: ExportBitmap
 }
 
-/** Block sizes told to every client: smallest, best, and longest payload. */
-export const EXPORT_BLOCK_SIZES: readonly [number, number, number] = [1, 4096, 32 << 20]
+const BEST_BLOCK = 4096
+const LARGEST_BLOCK = 32 << 20
+
+/** Block sizes told to a client: smallest, best, and longest payload. */
+export function exportBlockSizes(exp: NbdExport): readonly [number, number, number] {
+  const smallest = exp.backend.requestAlignment ?? 1
+  return [smallest, Math.max(smallest, BEST_BLOCK), LARGEST_BLOCK]
+}
 
 /** Every context of an export, by number. */
 export function exportContexts(exp: NbdExport): MetaContext[] {
@@ -105,7 +118,7 @@ export function exportContexts(exp: NbdExport): MetaContext[] {
 export function exportFlags(exp: NbdExport, structured: boolean, multi: boolean): number {
   let flags = NBD_FLAG.HAS_FLAGS | NBD_FLAG.SEND_FLUSH | NBD_FLAG.SEND_FUA | NBD_FLAG.SEND_CACHE
   if (structured) flags |= NBD_FLAG.SEND_DF
-  if (multi) flags |= NBD_FLAG.CAN_MULTI_CONN
+  if (multi && exp.exclusive !== true) flags |= NBD_FLAG.CAN_MULTI_CONN
   if (exp.readOnly) return flags | NBD_FLAG.READ_ONLY
   return flags | NBD_FLAG.SEND_TRIM | NBD_FLAG.SEND_WRITE_ZEROES | NBD_FLAG.SEND_FAST_ZERO
 }

@@ -22,7 +22,7 @@ import {
   NBD_REP,
 } from './constants.ts'
 import {
-  EXPORT_BLOCK_SIZES,
+  exportBlockSizes,
   exportFlags,
   type MetaContext,
   type NbdExport,
@@ -263,7 +263,7 @@ export class Handshake {
 
   /** INFO and GO: tell of an export; GO also enters it. */
   info(option: number, data: Buffer): HandshakeOutcome {
-    const parsed = parseInfo(data)
+    const parsed = parseInfo(data, OPTION_NAMES[option] ?? '')
     if ('type' in parsed) return this.#refuse(option, parsed)
     const exp = this.#host.find(parsed.name)
     if (exp === undefined) return this.#unknownExport(option, parsed.name)
@@ -275,14 +275,20 @@ export class Handshake {
       this.#sendInfo(option, NBD_INFO.DESCRIPTION, Buffer.from(exp.description))
     }
     const sizes = Buffer.alloc(12)
-    EXPORT_BLOCK_SIZES.forEach((value, i) => {
-      sizes.writeUInt32BE(value, i * 4)
-    })
+    const [smallest, best, largest] = exportBlockSizes(exp)
+    sizes.writeUInt32BE(smallest, 0)
+    sizes.writeUInt32BE(best, 4)
+    sizes.writeUInt32BE(largest, 8)
     this.#sendInfo(option, NBD_INFO.BLOCK_SIZE, sizes)
     const about = Buffer.alloc(10)
     putU64(about, 0, size)
     about.writeUInt16BE(exportFlags(exp, this.#structured, this.#host.multiConn), 8)
     this.#sendInfo(option, NBD_INFO.EXPORT, about)
+    // Whoever enters may still send any request: what is too small is made whole here.
+    if (option === NBD_OPT.INFO && smallest > 1 && !parsed.infos.includes(NBD_INFO.BLOCK_SIZE)) {
+      const text = 'request NBD_INFO_BLOCK_SIZE to use this export'
+      return this.#refuse(option, { type: NBD_REP.ERR_BLOCK_SIZE_REQD, text })
+    }
     this.#acknowledge(option)
     return option === NBD_OPT.GO ? this.#enter(exp, size) : MORE
   }
@@ -339,11 +345,11 @@ function nameAt(data: Buffer, at: number, what: string): string | Refusal {
   return data.toString('utf8', at + 4, at + 4 + length)
 }
 
-function parseInfo(data: Buffer): { name: string; infos: number[] } | Refusal {
-  const name = nameAt(data, 0, 'info')
+function parseInfo(data: Buffer, what: string): { name: string; infos: number[] } | Refusal {
+  const name = nameAt(data, 0, what)
   if (typeof name !== 'string') return name
   const at = 4 + data.readUInt32BE(0)
-  const inconsistent = { type: NBD_REP.ERR_INVALID, text: 'Inconsistent lengths in option info' }
+  const inconsistent = { type: NBD_REP.ERR_INVALID, text: `Inconsistent lengths in option ${what}` }
   if (data.length < at + 2) return inconsistent
   const count = data.readUInt16BE(at)
   if (data.length !== at + 2 + count * 2) return inconsistent
@@ -362,10 +368,11 @@ function parseMeta(data: Buffer, option: number): { name: string; queries: strin
   at += 4
   const queries: string[] = []
   for (let i = 0; i < count; i++) {
-    const query = nameAt(data, at, what)
-    if (typeof query !== 'string') return query
-    at += 4 + data.readUInt32BE(at)
-    queries.push(query)
+    const end = data.length >= at + 4 ? at + 4 + data.readUInt32BE(at) : Number.POSITIVE_INFINITY
+    if (end > data.length) return inconsistent
+    // A name that long is no context's.
+    if (end - at - 4 <= NBD_MAX_STRING) queries.push(data.toString('utf8', at + 4, end))
+    at = end
   }
   return at === data.length ? { name, queries } : inconsistent
 }

@@ -34,7 +34,7 @@ const RULES: ReadonlyMap<number, CommandRule> = new Map<number, CommandRule>([
   [NBD_CMD.READ, rule('read', FUA | DF, false, true, true)],
   [NBD_CMD.WRITE, rule('write', FUA, true, true, true)],
   [NBD_CMD.FLUSH, rule('flush', FUA, false, false, false)],
-  [NBD_CMD.TRIM, rule('discard', FUA, true, false, true)],
+  [NBD_CMD.TRIM, rule('trim', FUA, true, false, true)],
   [NBD_CMD.CACHE, rule('cache', FUA, false, true, true)],
   [NBD_CMD.WRITE_ZEROES, rule('write zeroes', FUA | NO_HOLE | FAST_ZERO, true, false, true)],
   [NBD_CMD.BLOCK_STATUS, rule('block status', FUA | REQ_ONE, false, false, true)],

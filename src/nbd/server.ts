@@ -23,6 +23,8 @@ import { BufferPool } from './buffer-pool.ts'
 import { type ConnectionHost, NbdConnection } from './connection.ts'
 import { NBD_MAX_STRING } from './constants.ts'
 import type { NbdExport } from './export.ts'
+import type { NbdSession } from './handshake.ts'
+import { WriterTurn } from './writer-turn.ts'
 
 /** How a server is made. */
 export interface NbdServerOptions {
@@ -37,6 +39,7 @@ export interface NbdServerOptions {
 interface ExportState {
   readonly exp: NbdExport
   readonly clients: Set<NbdConnection>
+  readonly turn: WriterTurn | undefined
   quiesced: boolean
 }
 
@@ -120,7 +123,8 @@ export class NbdServer implements ConnectionHost {
     if (this.#exports.has(exp.name)) {
       throw new BlockError('EEXIST', `NBD server already has export named '${exp.name}'`)
     }
-    const state: ExportState = { exp, clients: new Set(), quiesced: false }
+    const turn = exp.exclusive === true ? new WriterTurn() : undefined
+    const state: ExportState = { exp, clients: new Set(), turn, quiesced: false }
     this.#exports.set(exp.name, state)
     exp.backend.setHooks({
       drainedBegin: () => quiesce(state, true),
@@ -164,6 +168,12 @@ export class NbdServer implements ConnectionHost {
   /** Every export, oldest first. */
   *exports(): Iterable<NbdExport> {
     for (const { exp } of this.#exports.values()) yield exp
+  }
+
+  /** What a client works with: on an exclusive export, its turn to write. */
+  session(connection: NbdConnection, session: NbdSession): NbdSession {
+    const turn = this.#exports.get(session.export.name)?.turn
+    return turn?.join(session, () => connection.cut()) ?? session
   }
 
   /** A client finished its handshake. */

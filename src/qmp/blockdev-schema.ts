@@ -6,9 +6,9 @@
  *   programs can open, so that naming one gives a better answer than "bad value".
  * - Children are a node name or inline options, checked by the same schema.
  */
+import { DEBUG_EVENTS } from '../drivers/debug-event.ts'
 import {
   alternate,
-  any,
   bool,
   int,
   list,
@@ -23,20 +23,6 @@ import {
   uint32,
   union,
 } from './schema.ts'
-
-const BLKDEBUG_EVENTS = [
-  ...['l1_update', 'l1_grow_alloc_table', 'l1_grow_write_table', 'l1_grow_activate_table'],
-  ...['l2_load', 'l2_update', 'l2_update_compressed', 'l2_alloc_cow_read', 'l2_alloc_write'],
-  ...['read_aio', 'read_backing_aio', 'read_compressed', 'write_aio', 'write_compressed'],
-  ...['vmstate_load', 'vmstate_save', 'cow_read', 'cow_write', 'reftable_load', 'reftable_grow'],
-  ...['reftable_update', 'refblock_load', 'refblock_update', 'refblock_update_part'],
-  ...['refblock_alloc', 'refblock_alloc_hookup', 'refblock_alloc_write'],
-  ...['refblock_alloc_write_blocks', 'refblock_alloc_write_table', 'refblock_alloc_switch_table'],
-  ...['cluster_alloc', 'cluster_alloc_bytes', 'cluster_free', 'flush_to_os', 'flush_to_disk'],
-  ...['pwritev_rmw_head', 'pwritev_rmw_after_head', 'pwritev_rmw_tail', 'pwritev_rmw_after_tail'],
-  ...['pwritev', 'pwritev_zero', 'pwritev_done', 'empty_image_prepare', 'l1_shrink_write_table'],
-  ...['l1_shrink_free_l2_clusters', 'cor_write', 'cluster_alloc_space', 'none'],
-]
 
 const permissionList = list(oneOf('consistent-read', 'write', 'write-unchanged', 'resize'))
 
@@ -88,7 +74,7 @@ export const socketAddressLegacy: StructSchema = union(
   },
 )
 
-const nullMembers: Members = { 'size?': int, 'latency-ns?': size, 'read-zeroes?': bool }
+const nullMembers: Members = { 'size?': int, 'latency-ns?': int, 'read-zeroes?': bool }
 
 const overlapCheck = alternate(
   'Qcow2OverlapChecks',
@@ -108,7 +94,7 @@ const overlapCheck = alternate(
 )
 
 const injectError = struct({
-  event: oneOf(...BLKDEBUG_EVENTS),
+  event: oneOf(...DEBUG_EVENTS),
   'state?': int,
   'iotype?': oneOf('read', 'write', 'write-zeroes', 'discard', 'flush', 'block-status'),
   'errno?': int,
@@ -143,7 +129,7 @@ const DRIVERS: Readonly<Record<string, Members>> = {
     'l2-cache-entry-size?': int,
     'refcount-cache-size?': int,
     'cache-clean-interval?': int,
-    'encrypt?': any,
+    'encrypt?': struct({ format: oneOf('aes', 'luks'), 'key-secret?': str }),
     'data-file?': blockdevRef,
   },
   quorum: {
@@ -168,6 +154,7 @@ const DRIVERS: Readonly<Record<string, Members>> = {
     mode: oneOf('primary', 'secondary'),
     'top-id?': str,
     'hidden-watermark?': size,
+    'crash-consistent?': bool,
   },
   'copy-before-write': {
     file: blockdevRef,
@@ -191,7 +178,7 @@ const DRIVERS: Readonly<Record<string, Members>> = {
     'opt-discard?': int,
     'max-discard?': int,
     'inject-error?': list(injectError),
-    'set-state?': list(struct({ event: oneOf(...BLKDEBUG_EVENTS), 'state?': int, new_state: int })),
+    'set-state?': list(struct({ event: oneOf(...DEBUG_EVENTS), 'state?': int, new_state: int })),
     'take-child-perms?': permissionList,
     'unshare-child-perms?': permissionList,
   },
@@ -218,9 +205,12 @@ const COMMON: Members = {
   'detect-zeroes?': oneOf('off', 'on', 'unmap'),
 }
 
+/** Every driver that can be named, ours or not. */
+export const driverNames: readonly string[] = [...Object.keys(DRIVERS), ...FOREIGN_DRIVERS]
+
 /** Options of one node, children included. */
 export const blockdevOptions: StructSchema = union(
   'driver',
-  { driver: oneOf(...Object.keys(DRIVERS), ...FOREIGN_DRIVERS), ...COMMON },
+  { driver: oneOf(...driverNames), ...COMMON },
   DRIVERS,
 )

@@ -158,7 +158,7 @@ export class JsonLexer {
     )
     this.#emit({ kind: 'stray', bytes })
     this.#state = 'skip'
-    return whole && !isStructural(next) ? end + 1 : end
+    return whole ? end + 1 : end
   }
 
   #stray(tail: Buffer): void {

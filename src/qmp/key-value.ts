@@ -21,13 +21,23 @@ export function parseKeyValue(text: string): JsonObject {
   return root
 }
 
+const SUFFIXES = 'BKMGT'
+
+/** A number as people type sizes: `4M`, `64k`. */
+function numberIn(text: string): number | undefined {
+  const [, digits, suffix = 'B'] = /^(-?[0-9]{1,15})([BKMGT]?)$/i.exec(text) ?? []
+  if (digits === undefined) return undefined
+  const number = Number(digits) * 1024 ** Math.max(0, SUFFIXES.indexOf(suffix.toUpperCase()))
+  return Number.isSafeInteger(number) ? number : undefined
+}
+
 /** Gives typed values the types that a schema asks for. */
 export function coerce(schema: Schema, value: JsonValue): JsonValue {
   switch (schema.kind) {
     case 'lazy':
       return coerce(schema.get(), value)
     case 'int':
-      return typeof value === 'string' && /^-?[0-9]{1,15}$/.test(value) ? Number(value) : value
+      return typeof value === 'string' ? (numberIn(value) ?? value) : value
     case 'bool':
       if (value === 'on' || value === 'yes' || value === 'true') return true
       return value === 'off' || value === 'no' || value === 'false' ? false : value

@@ -9,9 +9,14 @@ import type { AioContext } from '../aio/aio-context.ts'
 import { assert } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
 import { bitmapCommands, bitmapDeeds } from './commands/bitmaps.ts'
+import { chardevCommands } from './commands/chardevs.ts'
 import { coloCommands } from './commands/colo.ts'
+import { createCommands } from './commands/create.ts'
+import { driveCommands, driveDeeds } from './commands/drives.ts'
 import { humanCommands } from './commands/human.ts'
+import { internalSnapshotCommands, internalSnapshotDeeds } from './commands/internal-snapshots.ts'
 import { jobCommands } from './commands/jobs.ts'
+import { machineCommands } from './commands/machine.ts'
 import { nbdCommands } from './commands/nbd.ts'
 import { nodeCommands } from './commands/nodes.ts'
 import { objectCommands } from './commands/objects.ts'
@@ -20,9 +25,12 @@ import { runStateCommands } from './commands/run-state.ts'
 import { sessionCommands } from './commands/session.ts'
 import { snapshotCommands, snapshotDeeds } from './commands/snapshots.ts'
 import { backupDeeds, startJobCommands } from './commands/start-jobs.ts'
+import { statisticsCommands } from './commands/statistics.ts'
 import { transactionCommands } from './commands/transaction.ts'
 import { yankCommands } from './commands/yank.ts'
+import { EVENT_SCHEMAS } from './event-schema.ts'
 import type { EventHub } from './events.ts'
+import { introspect } from './introspect.ts'
 import type { MonitorServices } from './services.ts'
 import { type MonitorAddress, MonitorServer } from './socket.ts'
 
@@ -30,17 +38,25 @@ import { type MonitorAddress, MonitorServer } from './socket.ts'
 export function allCommands(services: MonitorServices): CommandTable {
   const { graph, jobs, exports, colo, objects, replication, runState } = services
   const families: CommandTable[] = [
-    sessionCommands({ names: () => Object.keys(table), quit: () => services.quit() }),
+    sessionCommands({
+      names: () => Object.keys(table),
+      schema: () => introspect(table, EVENT_SCHEMAS),
+      quit: () => services.quit(),
+    }),
     runStateCommands(runState),
     nodeCommands(graph),
-    jobCommands(jobs),
+    jobCommands(jobs, graph.ctx),
     startJobCommands(services),
+    createCommands(graph, jobs),
+    driveCommands(services),
     bitmapCommands(graph),
     snapshotCommands(graph),
     transactionCommands(graph, {
       ...bitmapDeeds(graph),
       ...snapshotDeeds(graph),
       ...backupDeeds(services),
+      ...driveDeeds(services),
+      ...internalSnapshotDeeds(graph),
     }),
     nbdCommands(graph, exports, objects),
     replicationCommands(replication, graph),
@@ -48,6 +64,10 @@ export function allCommands(services: MonitorServices): CommandTable {
     objectCommands(objects, graph),
     yankCommands(graph),
     humanCommands(graph, jobs),
+    statisticsCommands(graph),
+    internalSnapshotCommands(graph),
+    machineCommands(objects),
+    chardevCommands(),
   ]
   const table: { [name: string]: CommandTable[string] } = {}
   for (const family of families) {

@@ -3,17 +3,23 @@
  *
  * Invariants:
  * - Members have the protocol's names; sizes are bytes.
- * - A filename is a path or URL where that alone would open the same node, else `json:{…}`.
+ * - A chain is shown as its users see it: filters that were put in by name are links of it, those
+ *   that a job put in silently are not.
  */
 import type { BlockChild } from '../block/child.ts'
 import type { ImageInfo } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
-import { type JsonObject, type JsonValue, stringifyJson, toJson } from './json.ts'
+import { type JsonObject, type JsonValue, toJson } from './json.ts'
+import { headerBacking, nodeFilename } from './node-filename.ts'
+
+import { writeThresholdOf } from './write-threshold.ts'
+
+export { nodeFilename } from './node-filename.ts'
 
 /** One element of the answer; without `flat` the image shows its backing images inside. */
 export async function nodeInfo(node: BlockNode, flat: boolean): Promise<JsonObject> {
   const filename = nodeFilename(node)
-  const backing = backingOf(node)
+  const backing = node.definition.kind === 'filter' ? undefined : backingChild(node)?.node
   const { cache } = node.options
   const bitmaps = bitmapInfos(node)
   return {
@@ -23,11 +29,11 @@ export async function nodeInfo(node: BlockNode, flat: boolean): Promise<JsonObje
     iops_wr: 0,
     ro: node.readOnly,
     'node-name': node.name,
-    backing_file_depth: flat ? 0 : backingDepth(node),
+    backing_file_depth: flat ? 0 : chainDepth(node),
     drv: node.definition.name,
     iops: 0,
     bps_wr: 0,
-    write_threshold: 0,
+    write_threshold: writeThresholdOf(node),
     encrypted: false,
     bps: 0,
     bps_rd: 0,
@@ -58,97 +64,82 @@ function bitmapInfos(node: BlockNode): JsonValue[] {
 async function imageInfo(node: BlockNode, flat: boolean): Promise<JsonObject> {
   const driver = node.driver
   const info: ImageInfo = (await driver?.info?.()) ?? {}
-  const backing = backingOf(node)
+  const below = flat ? undefined : linkBelow(node)
   const image: { [member: string]: JsonValue } = {
     'virtual-size': driver?.length() ?? 0,
     filename: nodeFilename(node),
     format: node.definition.name,
   }
-  const actualSize = info.actualSize ?? (await childSize(node))
+  const actualSize = await actualSizeOf(node, info)
   if (actualSize !== undefined) image['actual-size'] = actualSize
-  const clusterSize = driver?.limits.clusterSize ?? 0
-  if (clusterSize > 0) image['cluster-size'] = clusterSize
-  if (info.dirty !== undefined) image['dirty-flag'] = info.dirty
-  const { formatSpecific, backingFilename, backingFormat } = info
-  if (formatSpecific !== undefined) {
+  const shape = await shapeOf(node)
+  if (shape.clusterSize > 0) image['cluster-size'] = shape.clusterSize
+  if (shape.dirty !== undefined) image['dirty-flag'] = shape.dirty
+  const { formatSpecific, backingFilename, backingFormat, snapshots } = info
+  if (snapshots !== undefined && snapshots.length > 0) image.snapshots = toJson(snapshots)
+  if (formatSpecific !== undefined && node.definition.kind === 'format')
     image['format-specific'] = { type: formatSpecific.type, data: toJson(formatSpecific.data) }
+  if (backingFilename !== undefined) {
+    image['backing-filename'] = backingFilename
+    image['full-backing-filename'] = headerBacking(node) ?? backingFilename
+    if (backingFormat !== undefined) image['backing-filename-format'] = backingFormat
   }
-  const shown = backingFilename ?? (backing === undefined ? undefined : nodeFilename(backing))
-  if (shown !== undefined) image['backing-filename'] = shown
-  if (backing !== undefined) image['full-backing-filename'] = nodeFilename(backing)
-  const format = backingFormat ?? backing?.definition.name
-  if (shown !== undefined && format !== undefined) image['backing-filename-format'] = format
-  if (!flat && backing !== undefined) image['backing-image'] = await imageInfo(backing, flat)
+  if (below !== undefined) image['backing-image'] = await imageInfo(below, flat)
   return image
 }
 
-// A layer without storage of its own takes as much as the one it stands on.
-async function childSize(node: BlockNode): Promise<number | undefined> {
-  const child = primaryChild(node)
-  if (child === undefined) return undefined
-  return (await child.node.driver?.info?.())?.actualSize ?? childSize(child.node)
+/** These are seen through, but what their child takes on the host is not theirs to tell. */
+const UNSIZED = ['blkdebug', 'blkverify']
+
+// A layer without storage of its own takes as much as what it stands on; a quorum as its children.
+async function actualSizeOf(node: BlockNode, info: ImageInfo): Promise<number | undefined> {
+  if (node.driver === undefined || UNSIZED.includes(node.definition.name)) return undefined
+  if (node.definition.kind === 'protocol' && node.children.size === 0) return info.actualSize
+  if (info.actualSize !== undefined) return info.actualSize
+  let sum: number | undefined
+  for (const { role, node: child } of node.children.values()) {
+    if (role === 'backing' && node.definition.kind !== 'filter') continue
+    const size = await actualSizeOf(child, (await child.driver?.info?.()) ?? {})
+    if (size === undefined) return undefined
+    sum = (sum ?? 0) + size
+    if (node.definition.name !== 'quorum') break
+  }
+  return sum
 }
 
-function primaryChild(node: BlockNode): BlockChild | undefined {
+/** Cluster size and dirty flag: an image's own, or those of the image that a filter stands on. */
+async function shapeOf(
+  node: BlockNode,
+): Promise<{ readonly clusterSize: number; readonly dirty: boolean | undefined }> {
+  const child = filteredChild(node) ?? (node.definition.name === 'raw' ? node.child('file') : null)
+  if (child) return shapeOf(child.node)
+  const info: ImageInfo = (await node.driver?.info?.()) ?? {}
+  const told = node.definition.kind === 'protocol' ? 0 : node.driver?.limits.clusterSize
+  return { clusterSize: told ?? 0, dirty: info.dirty }
+}
+
+function filteredChild(node: BlockNode): BlockChild | undefined {
+  if (node.definition.kind !== 'filter') return undefined
   for (const edge of node.children.values()) {
-    if (edge.role === 'file' || edge.role === 'filtered') return edge
+    if (edge.role === 'filtered' || edge.role === 'backing') return edge
   }
   return undefined
 }
 
-/** The backing image of a node, seen through filters. */
-function backingOf(node: BlockNode): BlockNode | undefined {
-  for (let at: BlockNode | undefined = node; at !== undefined; at = at.chainNext) {
-    for (const edge of at.children.values()) if (edge.role === 'backing') return edge.node
-    if (at.definition.kind !== 'filter') return undefined
-  }
+/** The next link of the chain that users see below a node. */
+function linkBelow(node: BlockNode): BlockNode | undefined {
+  let at = (filteredChild(node) ?? backingChild(node))?.node
+  while (at?.implicit === true) at = filteredChild(at)?.node
+  return at
+}
+
+function backingChild(node: BlockNode): BlockChild | undefined {
+  for (const edge of node.children.values()) if (edge.role === 'backing') return edge
   return undefined
 }
 
-function backingDepth(node: BlockNode): number {
+function chainDepth(node: BlockNode): number {
   let depth = 0
-  for (let at = backingOf(node); at !== undefined; at = backingOf(at)) depth += 1
+  for (let at = linkBelow(node); at !== undefined; at = linkBelow(at)) depth += 1
   return depth
-}
-
-/** Options that do not decide what a node shows, so a plain path stands for the node all the same. */
-const GENERIC = [
-  ...['driver', 'node-name', 'read-only', 'auto-read-only', 'force-share', 'discard'],
-  ...['detect-zeroes', 'cache'],
-]
-
-/** Path, URL or `json:{…}` of a node. */
-export function nodeFilename(node: BlockNode): string {
-  const own = node.driver?.filename?.()
-  if (own !== undefined) return own
-  const child = primaryChild(node)
-  if (child !== undefined && node.children.size === impliedChildren(node)) {
-    const below = nodeFilename(child.node)
-    const extra = Object.keys(node.options).filter(
-      (key) => !GENERIC.includes(key) && key !== child.name,
-    )
-    if (!below.startsWith('json:') && extra.length === 0) return below
-  }
-  return `json:${stringifyJson(describe(node))}`
-}
-
-// A backing image that the image's own header names is opened without being asked for.
-function impliedChildren(node: BlockNode): number {
-  return node.child('backing') !== undefined && !('backing' in node.options) ? 2 : 1
-}
-
-function describe(node: BlockNode): JsonObject {
-  const out: { [member: string]: JsonValue } = { driver: node.definition.name }
-  for (const [key, value] of Object.entries(node.options)) {
-    if (GENERIC.includes(key) || node.children.has(key) || isChildList(node, key)) continue
-    out[key] = toJson(value)
-  }
-  for (const [name, edge] of node.children) out[name] = describe(edge.node)
-  return out
-}
-
-// `children` is shown expanded, as `children.0` and so on.
-function isChildList(node: BlockNode, key: string): boolean {
-  for (const name of node.children.keys()) if (name.startsWith(`${key}.`)) return true
-  return false
 }

@@ -77,6 +77,7 @@ export class ObjectStore {
   /** Properties at a path. Errors: DEVICE_NOT_FOUND. */
   list(path: string): { readonly name: string; readonly type: string }[] {
     const type = { name: 'type', type: 'string' }
+    if (path === '') throw new BlockError('EINVAL', "Path '' is ambiguous")
     if (path === '/') return [type, { name: 'objects', type: 'child<container>' }]
     if (path === '/objects') {
       const children = [...this.#objects].map(([id, entry]) => ({

@@ -129,12 +129,19 @@ const RANGES: Readonly<Record<IntKind, readonly [bigint, bigint]>> = {
 function checkInt(kind: IntKind, value: JsonValue, path: string, name: string): number {
   const whole =
     typeof value === 'bigint' || (typeof value === 'number' && Number.isSafeInteger(value))
-  if (!whole) return wrongType(path, 'integer')
+  if (!whole) return kind === 'int64' ? wrongType(path, 'integer') : expects(path, 'uint64')
   const [min, max] = RANGES[kind]
   const exact = BigInt(value)
   if (exact >= min && exact <= max) return Number(exact)
-  if (kind === 'int64' || kind === 'uint64') return wrongType(path, 'integer')
+  if (kind === 'int64') return wrongType(path, 'integer')
+  // A negative number is taken for the unsigned one that has the same 64 bits.
+  if (kind === 'uint64' && exact < 0n && exact >= -(2n ** 63n)) return Number(exact + 2n ** 64n)
+  if (kind === 'uint64') return expects(path, kind)
   throw new BlockError('EINVAL', `Parameter '${name}' expects ${kind}`)
+}
+
+function expects(path: string, kind: IntKind): never {
+  throw new BlockError('EINVAL', `Parameter '${path}' expects ${kind}`)
 }
 
 function checkAlternate(

@@ -27,6 +27,8 @@ export interface ExportRequest {
   readonly writable?: boolean | undefined
   /** Every write is stable before it is acknowledged. */
   readonly writethrough?: boolean | undefined
+  /** One writer at a time, the newest; see `NbdExport.exclusive`. */
+  readonly exclusive?: boolean | undefined
   /** Offer the allocation depth. */
   readonly allocationDepth?: boolean | undefined
   /** Dirty bitmaps to offer. */
@@ -37,9 +39,13 @@ export interface ExportRequest {
 
 /** An export as `query-block-exports` shows it. */
 export interface ExportInfo {
+  /** What it was added under. */
   readonly id: string
+  /** How it is served. */
   readonly type: 'nbd'
+  /** The node that it shows. */
   readonly 'node-name': string
+  /** It was told to go and waits for its last client. */
   readonly 'shutting-down': boolean
 }
 

@@ -124,7 +124,7 @@ export class MonitorSession implements CommandSession {
     if (extra !== undefined) return bad(`QMP input member '${extra}' is unexpected`)
     const oob = this.#oob && value['exec-oob'] !== undefined
     if (oob && value.execute !== undefined) {
-      return bad("QMP input members 'execute' and 'exec-oob' clash")
+      return bad("QMP input member 'execute' clashes with 'exec-oob'")
     }
     const member = oob ? 'exec-oob' : 'execute'
     const name = value[member]
@@ -173,6 +173,8 @@ export class MonitorSession implements CommandSession {
       if (!(result instanceof Promise)) this.#succeed(result, id)
       else {
         const name = `qmp ${request.name}`
+        // The command may have failed before its coroutine begins, which is when somebody listens.
+        result.catch(() => undefined)
         return this.#ctx.spawn(() => this.#coAnswer(result, id), { name }).join()
       }
     } catch (error) {

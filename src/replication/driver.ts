@@ -25,6 +25,7 @@ import { assert, BlockError, ioError } from '../util/errors.ts'
 import type { ReplicationMachinery } from './machinery.ts'
 import { PrimaryReplication } from './primary.ts'
 import type { Replication, ReplicationRegistry } from './registry.ts'
+import type { SecondaryOptions } from './running.ts'
 import { SecondaryReplication } from './secondary.ts'
 import { IO_RULES, type IoRule } from './stage.ts'
 
@@ -37,15 +38,20 @@ export interface ReplicationOptions extends BlockdevOptions {
   readonly 'top-id'?: string
   /** Secondary: bytes in the hidden disk at which `REPLICATION_HIDDEN_WATERMARK` warns; 0 = never. */
   readonly 'hidden-watermark'?: number
+  /**
+   * Secondary, hidden disk in a file: whatever kills the process, the three images show the last
+   * checkpoint. Costs a flush of the hidden image for each write that needs old data saved. Without
+   * it they do as long as the primary flushed what it wrote; default false.
+   */
+  readonly 'crash-consistent'?: boolean
   /** Primary: the way to the other side. Secondary: the active disk. */
   readonly file: BlockdevRef
 }
 
 interface CheckedOptions {
   readonly mode: 'primary' | 'secondary'
-  readonly topId: string
   readonly file: BlockdevRef
-  readonly watermark: number
+  readonly secondary: SecondaryOptions
 }
 
 function checked(options: BlockdevOptions): CheckedOptions {
@@ -63,8 +69,12 @@ function checked(options: BlockdevOptions): CheckedOptions {
   const watermark = options['hidden-watermark'] ?? 0
   if (typeof watermark !== 'number' || !Number.isSafeInteger(watermark) || watermark < 0)
     throw new BlockError('EINVAL', "Parameter 'hidden-watermark' expects a size in bytes")
+  const crashConsistent = options['crash-consistent'] ?? false
+  if (typeof crashConsistent !== 'boolean')
+    throw new BlockError('EINVAL', "Parameter 'crash-consistent' expects true or false")
   const file = options.file as BlockdevRef
-  return { mode, topId: typeof topId === 'string' ? topId : '', file, watermark }
+  const secondary = { topId: typeof topId === 'string' ? topId : '', watermark, crashConsistent }
+  return { mode, file, secondary }
 }
 
 class ReplicationDriver implements BlockDriver {
@@ -110,7 +120,8 @@ class ReplicationDriver implements BlockDriver {
   }
 
   blockStatus(offset: number, bytes: number): BlockStatus {
-    this.#rule('read', offset, bytes)
+    // A primary shows nothing of its own: where the other disk has holes may always be asked.
+    if (this.replication.mode === 'secondary') this.#rule('read', offset, bytes)
     return { flags: STATUS.RAW, bytes, map: offset, file: this.#file }
   }
 
@@ -181,12 +192,12 @@ export function makeReplicationDriver(
     name: 'replication',
     kind: 'filter',
     async open(node, options, opener) {
-      const { mode, topId, file, watermark } = checked(options)
+      const { mode, file, secondary } = checked(options)
       await opener.open('file', file, 'filtered')
       const replication =
         mode === 'primary'
           ? new PrimaryReplication(node)
-          : new SecondaryReplication(node, topId, machinery, watermark)
+          : new SecondaryReplication(node, secondary, machinery)
       return new ReplicationDriver(node, replication, registry)
     },
     childPermissions(_node, child, _above, readOnly) {

@@ -7,18 +7,21 @@
  * - Neither job is visible or sends events.
  */
 import type { BlockNode } from '../block/node.ts'
+import type { Pending } from '../coroutine/coroutine.ts'
 import { type RunningBackup, startBackup } from '../job/backup.ts'
 import { copyBeforeWriteOf, insertCopyBeforeWrite } from '../job/cbw.ts'
 import { startCommit } from '../job/commit.ts'
 import type { WorkerPool } from '../job/pool.ts'
 import type { JobRegistry } from '../job/registry.ts'
 import type { BlockError } from '../util/errors.ts'
+import { outlivesUs } from './buffers.ts'
 import type { Merge, Protection, ReplicationMachinery } from './machinery.ts'
+import { formatOf } from './topology.ts'
 
 /** Makes the machinery over a registry of jobs and the pool their bodies run in. */
 export function makeJobMachinery(jobs: JobRegistry, pool: () => WorkerPool): ReplicationMachinery {
   return {
-    protect: (source, target) => protect(jobs, pool(), source, target),
+    protect: (source, target, strict) => protect(jobs, pool(), source, target, strict === true),
     merge: (top, base) => merge(jobs, pool(), top, base),
   }
 }
@@ -28,10 +31,13 @@ async function protect(
   pool: WorkerPool,
   source: BlockNode,
   target: BlockNode,
+  strict: boolean,
 ): Promise<Protection> {
   const { graph } = source
   const filterNode = await insertCopyBeforeWrite(graph, source, target)
   const filter = copyBeforeWriteOf(filterNode)
+  const writeOut = (): Pending => formatOf(target).driver?.flush?.(false)
+  if (outlivesUs(target)) filter.keepOrder(strict ? writeOut : undefined)
   const start = (): Promise<RunningBackup> =>
     startBackup(graph, jobs, pool, {
       internal: true,

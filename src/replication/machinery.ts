@@ -40,8 +40,11 @@ export interface Merge {
 
 /** The two things replication has done for it. */
 export interface ReplicationMachinery {
-  /** Starts saving old data of `source` in `target`. */
-  protect(source: BlockNode, target: BlockNode): Promise<Protection>
+  /**
+   * Starts saving old data of `source` in `target`. What was saved is stable before a flush of
+   * `source` ends; with `strict` it is in its file before the write that needed it begins.
+   */
+  protect(source: BlockNode, target: BlockNode, strict?: boolean): Promise<Protection>
   /** Starts merging everything above `base` into it; at the end users of `top` use `base`. */
   merge(top: BlockNode, base: BlockNode): Promise<Merge>
 }

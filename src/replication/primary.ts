@@ -12,6 +12,7 @@ import { PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { asBlockError, BlockError, type ErrorCode, ioError } from '../util/errors.ts'
+import { announceStage } from './announce.ts'
 import { MODE_NUMBER, type ReplicationMode, type Stage, VERB_RULES } from './stage.ts'
 
 /** Granularity of what is remembered as missing, and the most a resync copies at once, in bytes. */
@@ -22,9 +23,13 @@ const PIECE_BYTES = 1024 * 1024
 export interface ForwardFailure {
   /** The replication node. */
   readonly node: string
+  /** First byte. */
   readonly offset: number
+  /** Bytes. */
   readonly bytes: number
+  /** Why. */
   readonly code: ErrorCode
+  /** Why, in words. */
   readonly message: string
   /** Milliseconds on the context's clock. */
   readonly atMs: number
@@ -35,7 +40,7 @@ export class PrimaryReplication {
   readonly mode = 'primary'
   /** The replication node. */
   readonly node: BlockNode
-  stage: Stage = 'none'
+  #stage: Stage = 'none'
   /** The last failure; undefined while everything arrived. */
   failure: ForwardFailure | undefined
   /** How many writes did not arrive. */
@@ -45,6 +50,11 @@ export class PrimaryReplication {
 
   constructor(node: BlockNode) {
     this.node = node
+  }
+
+  /** Where it is in its life. */
+  get stage(): Stage {
+    return this.#stage
   }
 
   /** Bytes that the other side lacks, in whole regions. */
@@ -79,11 +89,9 @@ export class PrimaryReplication {
 
   /** Starts; answers how to take the start back. */
   start(): () => void {
-    this.stage = 'running'
+    this.#enter('running')
     this.#clear()
-    return () => {
-      this.stage = 'none'
-    }
+    return () => this.#enter('none')
   }
 
   /** Refuses a checkpoint while a write is missing on the other side. */
@@ -96,7 +104,7 @@ export class PrimaryReplication {
     const rule = VERB_RULES.stop[this.stage]
     if (rule === 'ignore') return
     if (rule !== 'run') throw new BlockError('EINVAL', rule.refuse, { node: this.node.name })
-    this.stage = 'done'
+    this.#enter('done')
     this.#clear()
   }
 
@@ -165,6 +173,11 @@ export class PrimaryReplication {
       node.tracked.remove(request)
       node.gate.end()
     }
+  }
+
+  #enter(stage: Stage): void {
+    this.#stage = stage
+    announceStage(this.node, this.mode, stage)
   }
 
   #clear(): void {

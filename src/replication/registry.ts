@@ -3,13 +3,15 @@
  *
  * Invariants:
  * - One order runs at a time; the others wait in line.
- * - Start is all or nothing. A checkpoint drains and checks every disk before it moves any.
+ * - Start is all or nothing. A checkpoint drains and checks every disk before it moves any; one that
+ *   fails leaves every disk where it was, or, when buffers were dropped already, none served.
  * - A failover is tried on every disk; what failed is told together at the end.
  */
 import type { BlockNode } from '../block/node.ts'
 import { asBlockError, BlockError } from '../util/errors.ts'
-import type { PrimaryReplication } from './primary.ts'
-import type { CheckpointPart, SecondaryReplication } from './secondary.ts'
+import { type CheckpointPart, switchAll } from './checkpoint.ts'
+import type { ForwardFailure, PrimaryReplication } from './primary.ts'
+import type { SecondaryReplication } from './secondary.ts'
 import type { ReplicationMode, Stage } from './stage.ts'
 
 /** State of one replication node. */
@@ -22,14 +24,20 @@ export interface ReplicationStatus {
   readonly stage: Stage
   /** Why status is in error. */
   readonly error?: string
+  /** What is behind that: the disk and what it said. */
+  readonly cause?: string
   /** Checkpoints since the start (secondary). */
   readonly epoch: number
+  /** Milliseconds since the last checkpoint, or since the start (secondary). */
+  readonly checkpointAgeMs: number
   /** How long the last checkpoint kept requests waiting, in milliseconds (secondary). */
   readonly lastPauseMs: number
   /** Bytes of old data saved since the last checkpoint (secondary). */
   readonly copiedBytes: number
   /** Writes that did not reach the other side (primary). */
   readonly forwardFailures: number
+  /** The last of them (primary). */
+  readonly lastFailure?: ForwardFailure
   /** Bytes that the other side lacks until a resync (primary). */
   readonly missingBytes: number
   /** Writes from the primary that failed because old data could not be saved (secondary). */
@@ -84,7 +92,7 @@ export class ReplicationRegistry {
         for (const one of this.#all)
           if (one.mode === 'secondary' && one.may('checkpoint'))
             parts.push(await one.prepareCheckpoint())
-        for (const part of parts) await part.commit()
+        await switchAll(parts)
       } finally {
         for (const part of parts.reverse()) part.release()
       }
@@ -163,21 +171,27 @@ async function stopOne(one: Replication, failover: boolean): Promise<void> {
 
 function statusOf(one: Replication): ReplicationStatus {
   let error: string | undefined
+  let cause: string | undefined
   try {
     one.getError()
   } catch (thrown) {
     error = asBlockError(thrown).message
+    if (thrown instanceof Error && thrown.cause instanceof Error) cause = thrown.cause.message
   }
   const secondary = one.mode === 'secondary' ? one : undefined
+  const failure = one.mode === 'primary' ? one.failure : undefined
   return {
     node: one.node.name,
     mode: one.mode,
     stage: one.stage,
     ...(error === undefined ? {} : { error }),
+    ...(cause === undefined ? {} : { cause }),
     epoch: secondary?.epoch ?? 0,
+    checkpointAgeMs: secondary?.checkpointAgeMs ?? 0,
     lastPauseMs: secondary?.lastPauseMs ?? 0,
     copiedBytes: secondary?.copiedBytes ?? 0,
     forwardFailures: one.mode === 'primary' ? one.failures : 0,
+    ...(failure === undefined ? {} : { lastFailure: failure }),
     missingBytes: one.mode === 'primary' ? one.missingBytes : 0,
     copyFailures: secondary?.copyFailures ?? 0,
   }

@@ -5,65 +5,69 @@
  * - While running, hidden over secondary equals the secondary disk at the last checkpoint.
  * - Start is a transaction: a failure undoes every step, newest first, and a later start works.
  * - A checkpoint happens between two requests: everything above the secondary disk is drained, the
- *   active disk is emptied before the hidden one, and what it publishes last is the epoch.
+ *   active disk is emptied before the hidden one, and what it publishes last is the epoch. One that
+ *   breaks off after buffers were dropped shuts both sides out until the drop is complete.
  * - From failover on no export changes the secondary disk before the node is closed.
  */
 
-import type { BlockBackend } from '../block/backend.ts'
 import type { BlockChild } from '../block/child.ts'
 import { PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import { asBlockError, assert, BlockError } from '../util/errors.ts'
-import type { Merge, Protection, ReplicationMachinery } from './machinery.ts'
+import { announceStage } from './announce.ts'
+import { checkBuffers, ExportFence, emptyBuffers } from './buffers.ts'
+import type { CheckpointPart } from './checkpoint.ts'
+import type { Merge, ReplicationMachinery } from './machinery.ts'
 import { wrongMode } from './primary.ts'
+import { type Running, type SecondaryOptions, settleDisk } from './running.ts'
 import { type ReplicationMode, type ReplicationVerb, type Stage, VERB_RULES } from './stage.ts'
 import { findDisks, findTop, formatOf, type SecondaryDisks } from './topology.ts'
+import { watchHidden } from './watermark.ts'
 
 const BUSY = 'Block device is in use by internal backup job'
+/** How long a failover lets the guest have the loop before it takes the protection apart. */
+const GUEST_FIRST_MS = 2
 const OWN_EDGES = {
   perm: PERM.WRITE,
   shared: PERM.CONSISTENT_READ | PERM.WRITE | PERM.WRITE_UNCHANGED,
 } as const
-
-/** What a running secondary holds. */
-interface Running {
-  readonly disks: SecondaryDisks
-  readonly edges: readonly BlockChild[]
-  /** Disks that were read-only before the start. */
-  readonly readOnlyBefore: readonly BlockNode[]
-  readonly unblock: () => void
-  /** Stops looking at how full the hidden disk gets. */
-  readonly unwatch: () => void
-  protection: Protection | undefined
-}
 
 /** State of one secondary. Main thread only; its orders come one at a time from the registry. */
 export class SecondaryReplication {
   readonly mode = 'secondary'
   /** The replication node. */
   readonly node: BlockNode
-  stage: Stage = 'none'
-  /** The last failure of the machinery; cleared by start and by a finished failover. */
+  #stage: Stage = 'none'
+  /** The last failure of the machinery; cleared by start, checkpoint and finished failover. */
   error: BlockError | undefined
   /** Checkpoints since the start. */
   epoch = 0
   /** How long the last checkpoint kept requests waiting, in milliseconds. */
   lastPauseMs = 0
-  readonly #topId: string
-  readonly #watermark: number
-  #warnedEpoch = -1
+  readonly #options: SecondaryOptions
+  #checkpointMs = 0
   readonly #machinery: ReplicationMachinery
   #running: Running | undefined
   #merge: Merge | undefined
   #mergeSettled: Promise<void> | undefined
-  #fenced: BlockBackend[] = []
+  /** The node goes: no merge begins any more. */
+  #leaving = false
+  readonly #fence = new ExportFence()
 
-  /** `watermark`: bytes in the hidden disk that are worth a warning; 0 = never. */
-  constructor(node: BlockNode, topId: string, machinery: ReplicationMachinery, watermark: number) {
+  constructor(node: BlockNode, options: SecondaryOptions, machinery: ReplicationMachinery) {
     this.node = node
-    this.#watermark = watermark
-    this.#topId = topId
+    this.#options = options
     this.#machinery = machinery
+  }
+
+  /** Where it is in its life. */
+  get stage(): Stage {
+    return this.#stage
+  }
+
+  /** Milliseconds since the last checkpoint, or since the start; 0 before that. */
+  get checkpointAgeMs(): number {
+    return this.#stage === 'none' ? 0 : this.node.graph.ctx.clock.nowMs() - this.#checkpointMs
   }
 
   /** The disks while running or merging. */
@@ -125,7 +129,7 @@ export class SecondaryReplication {
     } finally {
       graph.drainedEnd(disks.secondary)
     }
-    return back
+    return () => graph.withDrained(disks.secondary, back)
   }
 
   async #startDrained(disks: SecondaryDisks, undo: (() => void | Promise<void>)[]): Promise<void> {
@@ -145,7 +149,7 @@ export class SecondaryReplication {
       edges.push(edge)
       undo.push(() => graph.detach(edge))
     }
-    const top = findTop(this.node, this.#topId)
+    const top = findTop(this.node, this.#options.topId)
     const reason = { message: BUSY }
     top.blockers.blockAll(reason, ['dataplane'])
     top.refs++
@@ -154,58 +158,30 @@ export class SecondaryReplication {
       graph.unref(top)
     }
     undo.push(unblock)
-    const unwatch = this.#watch(disks.hidden)
+    const unwatch = watchHidden(this, disks.hidden, this.#options.watermark)
     undo.push(unwatch)
-    const protection = await this.#machinery.protect(disks.secondary, disks.hidden)
+    const { crashConsistent } = this.#options
+    const protection = await this.#machinery.protect(disks.secondary, disks.hidden, crashConsistent)
     undo.push(() => protection.remove())
     this.#running = { disks, edges, readOnlyBefore, unblock, unwatch, protection }
     undo.push(() => {
       this.#running = undefined
-      this.stage = 'none'
+      if (this.#stage !== 'none') this.#enter('none')
     })
     await protection.arm()
-    await this.#empty(this.#running)
+    await settleDisk(this.#running)
+    const { error } = await emptyBuffers(disks)
+    if (error !== undefined) throw error
     protection.reset()
-    this.stage = 'running'
     this.error = undefined
     this.epoch = 0
-    this.#warnedEpoch = -1
+    this.#checkpointMs = graph.ctx.clock.nowMs()
+    this.#enter('running')
   }
 
-  /** Tells once per epoch when the hidden disk holds more than its watermark. */
-  #watch(hidden: BlockNode): () => void {
-    if (this.#watermark === 0) return () => undefined
-    const heard = (): void => {
-      const bytes = this.copiedBytes
-      if (bytes < this.#watermark || this.#warnedEpoch === this.epoch) return
-      this.#warnedEpoch = this.epoch
-      this.node.graph.events.emit('REPLICATION_HIDDEN_WATERMARK', {
-        'node-name': this.node.name,
-        bytes,
-        watermark: this.#watermark,
-      })
-    }
-    hidden.writeListeners.add(heard)
-    return () => hidden.writeListeners.delete(heard)
-  }
-
-  /** Empties both buffers. The active disk goes first: its data stand over the hidden disk's. */
-  async #empty({ disks }: Running): Promise<void> {
-    for (const disk of [disks.active, disks.hidden]) {
-      const format = formatOf(disk)
-      const role = disk === disks.active ? 'Active' : 'Hidden'
-      if (format.driver?.makeEmpty === undefined)
-        throw new BlockError('ENOMEDIUM', `${role} disk ${disk.name} is ejected`, {
-          node: disk.name,
-        })
-      try {
-        await format.driver.makeEmpty()
-      } catch (thrown) {
-        const error = asBlockError(thrown)
-        const message = `Failed to empty ${disk.name}: ${error.message}`
-        throw new BlockError(error.code, message, { node: disk.name, op: 'checkpoint' }, error)
-      }
-    }
+  #enter(stage: Stage): void {
+    this.#stage = stage
+    announceStage(this.node, this.mode, stage, this.error?.message)
   }
 
   /** First phase of a checkpoint: drains everything above the secondary disk and checks it. */
@@ -213,60 +189,94 @@ export class SecondaryReplication {
     const running = this.#running
     assert(running !== undefined, 'only a running secondary is checkpointed')
     const { graph } = this.node
-    const { secondary, active, hidden } = running.disks
-    const startMs = graph.ctx.clock.nowMs()
-    await graph.drainedBegin(secondary)
+    const { secondary } = running.disks
+    let startMs: number | undefined
     const release = (): void => {
+      if (startMs === undefined) return
       graph.drainedEnd(secondary)
       this.lastPauseMs = graph.ctx.clock.nowMs() - startMs
     }
-    for (const [role, disk] of [
-      ['Active', active],
-      ['Hidden', hidden],
-    ] as const) {
-      if (formatOf(disk).driver?.makeEmpty !== undefined) continue
-      release()
-      throw new BlockError('ENOMEDIUM', `${role} disk ${disk.name} is ejected`, {
-        node: disk.name,
-      })
-    }
     try {
+      // Most of it while nobody waits.
+      await settleDisk(running)
+      startMs = graph.ctx.clock.nowMs()
+      await graph.drainedBegin(secondary)
+      checkBuffers(running.disks)
       await running.protection?.arm()
-    } catch (error) {
-      release()
-      throw error
-    }
-    return { commit: () => this.#checkpoint(running), release }
-  }
-
-  async #checkpoint(running: Running): Promise<void> {
-    try {
-      await this.#empty(running)
-      running.protection?.reset()
-      this.epoch++
+      await settleDisk(running)
     } catch (error) {
       this.error = asBlockError(error)
+      release()
       throw error
     }
+    return {
+      interrupted: this.#stage === 'interrupted',
+      empty: () => emptyBuffers(running.disks),
+      commit: () => this.#moved(running),
+      fail: (error) => {
+        this.error = error
+      },
+      interrupt: (error) => this.#interrupt(running, error),
+      release,
+    }
+  }
+
+  /** The new point in time begins. */
+  #moved(running: Running): void {
+    running.protection?.reset()
+    this.epoch++
+    this.#checkpointMs = this.node.graph.ctx.clock.nowMs()
+    this.error = undefined
+    const { events } = this.node.graph
+    events.emit('REPLICATION_CHECKPOINT', { 'node-name': this.node.name, epoch: this.epoch })
+    if (this.#stage !== 'interrupted') return
+    this.#fence.open()
+    this.#enter('running')
+  }
+
+  /** Nobody sees or changes the disk until its buffers are dropped: it stays at this point in time. */
+  #interrupt({ disks, protection }: Running, cause: BlockError): void {
+    this.error = cause
+    const words = `A checkpoint of node '${this.node.name}' broke off`
+    const error = new BlockError('EIO', words, { node: disks.secondary.name }, cause)
+    this.#fence.close([disks.secondary, protection?.filter], error)
+    if (this.#stage !== 'interrupted') this.#enter('interrupted')
   }
 
   /** Ends replication and discards both buffers: the guest then sees the secondary disk. */
   async stop(): Promise<void> {
     const running = this.#running
     assert(running !== undefined, 'only a running secondary is stopped')
-    await this.node.graph.withDrained(running.disks.secondary, async () => {
-      await this.#empty(running)
+    const { disks } = running
+    await this.node.graph.withDrained(disks.secondary, async () => {
+      const { error } = await emptyBuffers(disks)
       await this.#finishStop(running)
+      if (error !== undefined) await this.#bypass(disks, error)
+      this.#fence.open()
     })
     await this.#restoreReadOnly(running)
+  }
+
+  /** Takes buffers that cannot be emptied out of the chain: the secondary disk alone is the view. */
+  async #bypass({ active, secondary }: SecondaryDisks, error: BlockError): Promise<void> {
+    const { graph } = this.node
+    await graph.replace(active, secondary)
+    this.#stale(error)
+  }
+
+  /** Old data stay in a buffer that is out of use; the next start empties it again. */
+  #stale(error: BlockError): void {
+    const node = error.context.node ?? this.node.name
+    const told = { 'node-name': node, error: error.message }
+    this.node.graph.events.emit('REPLICATION_BUFFER_STALE', told)
   }
 
   async #finishStop(running: Running): Promise<void> {
     await running.protection?.remove()
     this.#dropHold(running)
-    this.stage = 'done'
     this.error = undefined
     this.#running = undefined
+    this.#enter('done')
   }
 
   #dropHold(running: Running): void {
@@ -287,61 +297,77 @@ export class SecondaryReplication {
     }
   }
 
-  /** Takes over: fences the exports, ends the protection and starts the merge. */
+  /**
+   * Takes over: fences the exports and opens the view to the guest. Taking the protection apart and
+   * merging goes on behind it; `merged` waits for the end.
+   */
   async failover(): Promise<void> {
     const running = this.#running
     assert(running !== undefined, 'only a running secondary fails over')
     const { graph } = this.node
     const { active, hidden, secondary } = running.disks
+    let unmergeable: BlockError | undefined
     await graph.withDrained(secondary, async () => {
-      this.#fence(running)
-      await running.protection?.remove()
-      running.protection = undefined
+      this.#shutOut(running)
+      // What a broken checkpoint meant to drop must not be merged.
+      if (this.#stage === 'interrupted') unmergeable = (await emptyBuffers(running.disks)).error
       running.unblock()
       running.unwatch()
-      this.stage = 'failover'
       this.error = undefined
+      this.#enter('failover')
       // Held until the end of the merge: both are emptied then, though the graph lets them go.
       active.refs++
       hidden.refs++
+      if (unmergeable === undefined) return
+      // The view cannot wait: what the buffers show is not true.
+      await running.protection?.remove()
+      running.protection = undefined
+      await graph.replace(active, secondary)
     })
-    await this.#startMerge(running)
+    this.#mergeSettled = this.#mergeBehind(running, unmergeable === undefined)
   }
 
-  async #startMerge(running: Running): Promise<void> {
+  /** What a failover leaves to be done while the guest works. */
+  async #mergeBehind(running: Running, mergeable: boolean): Promise<void> {
+    // The answer to the order, and what the guest waits to write, go first.
+    await this.node.graph.ctx.sleep(GUEST_FIRST_MS)
+    await running.protection?.remove()
+    running.protection = undefined
+    if (mergeable) await this.#mergeToEnd(running)
+    else await this.#merged(running)
+  }
+
+  async #mergeToEnd(running: Running): Promise<void> {
     try {
+      if (this.#leaving) throw new BlockError('ECANCELED', 'The node is being closed')
       this.#merge = await this.#machinery.merge(running.disks.active, running.disks.secondary)
+      if (this.#leaving) void this.#merge.cancel()
     } catch (thrown) {
       this.#mergeFailed(asBlockError(thrown))
-      throw thrown
+      return
     }
-    const merge = this.#merge
-    this.#mergeSettled = merge.ended.then((failure) => {
-      this.#merge = undefined
-      if (failure === undefined) return this.#merged(running)
-      this.#mergeFailed(failure)
-      return undefined
-    })
+    const failure = await this.#merge.ended
+    this.#merge = undefined
+    if (failure === undefined) await this.#merged(running)
+    else this.#mergeFailed(failure)
   }
 
   async #merged(running: Running): Promise<void> {
     const { graph } = this.node
     const { active, hidden } = running.disks
-    for (const edge of running.edges) graph.detach(edge)
+    await graph.withDrained(this.node, () => {
+      for (const edge of running.edges) graph.detach(edge)
+    })
     for (const disk of [active, hidden]) {
       try {
         await graph.withDrained(disk, () => formatOf(disk).driver?.makeEmpty?.())
       } catch (thrown) {
-        // Stale data in a buffer that is out of use; the next start empties it again.
-        graph.events.emit('REPLICATION_BUFFER_STALE', {
-          'node-name': disk.name,
-          error: asBlockError(thrown).message,
-        })
+        this.#stale(new BlockError('EIO', asBlockError(thrown).message, { node: disk.name }))
       }
     }
     this.#running = undefined
     this.error = undefined
-    this.stage = 'done'
+    this.#enter('done')
     await this.#restoreReadOnly(running)
     graph.unref(active)
     graph.unref(hidden)
@@ -352,7 +378,7 @@ export class SecondaryReplication {
   #mergeFailed(failure: BlockError): void {
     const running = this.#running
     this.error = failure
-    this.stage = 'failover-failed'
+    this.#enter('failover-failed')
     if (running !== undefined) {
       this.node.graph.unref(running.disks.active)
       this.node.graph.unref(running.disks.hidden)
@@ -373,9 +399,9 @@ export class SecondaryReplication {
       })
     running.disks.active.refs++
     running.disks.hidden.refs++
-    this.stage = 'failover'
     this.error = undefined
-    await this.#startMerge(running)
+    this.#enter('failover')
+    this.#mergeSettled = this.#mergeToEnd(running)
   }
 
   /** Waits until a merge that runs has ended, one way or the other. */
@@ -384,28 +410,26 @@ export class SecondaryReplication {
   }
 
   /** From now on exports of the secondary disk refuse to change it. */
-  #fence({ disks, protection }: Running): void {
+  #shutOut({ disks, protection }: Running): void {
     const error = new BlockError('EPERM', 'The secondary disk was taken over by a failover', {
       node: disks.secondary.name,
     })
-    for (const node of [disks.secondary, protection?.filter])
-      for (const edge of node?.parents ?? []) {
-        if (edge.owner.ownerKind !== 'backend') continue
-        const backend = edge.owner as BlockBackend
-        backend.fence(error)
-        this.#fenced.push(backend)
-      }
+    this.#fence.close([disks.secondary, protection?.filter], error)
   }
 
   /** Ends whatever runs, for the end of the node or of the process. */
   async shutdown(): Promise<void> {
-    if (this.stage === 'running') await this.#stopAtLast()
+    if (this.#stage === 'running' || this.#stage === 'interrupted') await this.#stopAtLast()
+    this.#leaving = true
     await this.#merge?.cancel()
     await this.#mergeSettled
     const running = this.#running
     this.#running = undefined
-    if (running !== undefined) for (const edge of running.edges) this.#detachIfThere(edge)
-    for (const backend of this.#fenced.splice(0)) backend.unfence()
+    if (running !== undefined)
+      await this.node.graph.withDrained(this.node, () => {
+        for (const edge of running.edges) this.#detachIfThere(edge)
+      })
+    this.#fence.open()
   }
 
   /** Stops also when a buffer cannot be emptied: its stale data go out of use with the node. */
@@ -423,12 +447,4 @@ export class SecondaryReplication {
   #detachIfThere(edge: BlockChild): void {
     if (this.node.children.get(edge.name) === edge) this.node.graph.detach(edge)
   }
-}
-
-/** A secondary that is drained and checked for a checkpoint. */
-export interface CheckpointPart {
-  /** Switches to the new point in time. */
-  commit(): Promise<void>
-  /** Lets requests go on. */
-  release(): void
 }

@@ -10,8 +10,12 @@
 /** What a replication node is for. */
 export type ReplicationMode = 'primary' | 'secondary'
 
-/** Where it is in its life. */
-export type Stage = 'none' | 'running' | 'failover' | 'failover-failed' | 'done'
+/**
+ * Where it is in its life. `interrupted`: a checkpoint of the disks of this process broke off after
+ * it had begun to drop buffers; no disk is served, to neither side, until a checkpoint, failover or
+ * stop brings all of them to the point in time of that checkpoint.
+ */
+export type Stage = 'none' | 'running' | 'interrupted' | 'failover' | 'failover-failed' | 'done'
 
 /**
  * What happens to a request: `refuse` fails it with EIO; `pass` gives it to the file child;
@@ -34,6 +38,7 @@ export const IO_RULES: Readonly<Record<ReplicationMode, Readonly<Record<Stage, I
   primary: {
     none: REFUSE,
     running: { read: 'refuse', write: 'forward' },
+    interrupted: REFUSE,
     failover: REFUSE,
     'failover-failed': REFUSE,
     done: REFUSE,
@@ -41,6 +46,7 @@ export const IO_RULES: Readonly<Record<ReplicationMode, Readonly<Record<Stage, I
   secondary: {
     none: REFUSE,
     running: PASS,
+    interrupted: REFUSE,
     failover: PASS,
     'failover-failed': { read: 'pass', write: 'split' },
     done: PASS,
@@ -62,6 +68,7 @@ export const VERB_RULES: Readonly<Record<ReplicationVerb, Readonly<Record<Stage,
   start: {
     none: 'run',
     running: RUNNING_OR_DONE,
+    interrupted: RUNNING_OR_DONE,
     failover: 'ignore',
     'failover-failed': RUNNING_OR_DONE,
     done: 'ignore',
@@ -69,6 +76,7 @@ export const VERB_RULES: Readonly<Record<ReplicationVerb, Readonly<Record<Stage,
   checkpoint: {
     none: NO_BACKUP,
     running: 'run',
+    interrupted: 'run',
     failover: 'ignore',
     'failover-failed': NO_BACKUP,
     done: 'ignore',
@@ -76,6 +84,7 @@ export const VERB_RULES: Readonly<Record<ReplicationVerb, Readonly<Record<Stage,
   stop: {
     none: NOT_RUNNING,
     running: 'run',
+    interrupted: 'run',
     failover: 'ignore',
     'failover-failed': NOT_RUNNING,
     done: 'ignore',
@@ -83,6 +92,7 @@ export const VERB_RULES: Readonly<Record<ReplicationVerb, Readonly<Record<Stage,
   failover: {
     none: NOT_RUNNING,
     running: 'run',
+    interrupted: 'run',
     failover: 'ignore',
     'failover-failed': NOT_RUNNING,
     done: 'ignore',

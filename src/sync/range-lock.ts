@@ -7,6 +7,8 @@
  * - A request announces that it takes a ticket before it takes it; whoever holds a later ticket sees
  *   the announcement and waits for the range behind it.
  * - The state word of a slot carries the ticket, so a slot used again is never taken for the old one.
+ * - A slot names its thread from the step that takes it: in the state while a ticket is chosen,
+ *   then in the owner word. So what a thread that ended had is found, wherever it ended.
  *
  * Words: `tickets`, `used`, `freed`, `crowd`, and for each slot state, owner and range; written by
  * the request that has the slot, and marked by who waits; the state is waited on.
@@ -35,7 +37,10 @@ const CHOOSING = 1
 const ACTIVE = 2
 const SERIALISING = 4
 const WAITED = 8
-/** Tickets lie above the flags, 28 bits; compared by difference, so they may wrap. */
+/**
+ * Tickets lie above the flags, 28 bits; compared by difference, so they may wrap. While a ticket is
+ * chosen the thread's number lies there.
+ */
 const TICKET_SHIFT = 4
 
 /** A view of a range lock for one thread. */
@@ -46,6 +51,8 @@ export class RangeLock {
   readonly words: Int32Array
   readonly #index: number
   readonly #me: number
+  /** State of a slot that this thread has taken and has no ticket for yet. */
+  readonly #choosing: number
   readonly #waits: (ChangeWait | undefined)[] = []
   readonly #freed: ChangeWait
 
@@ -55,6 +62,7 @@ export class RangeLock {
     this.words = words
     this.#index = index
     this.#me = me
+    this.#choosing = (me << TICKET_SHIFT) | CHOOSING
     this.#freed = new ChangeWait(words, index + FREED)
   }
 
@@ -122,11 +130,17 @@ export class RangeLock {
   releaseDead(thread: number): number {
     let count = 0
     for (let slot = 0; slot < this.#used; slot += 1) {
-      if (this.#load(slot, STATE) === 0 || this.#load(slot, OWNER) !== thread) continue
-      const before = shared.exchange(this.words, this.#at(slot, STATE), 0)
-      this.#wakeAfter(slot, before)
-      count += 1
+      const state = this.#load(slot, STATE)
+      const choosing = (state & CHOOSING) !== 0
+      const owner = choosing ? state >>> TICKET_SHIFT : this.#load(slot, OWNER)
+      if (state !== 0 && owner === thread) {
+        shared.store(this.words, this.#at(slot, STATE), 0)
+        count += 1
+      }
+      // A slot that is free may be one it gave up, and then it ended before it woke who waits.
+      this.#wakeState(slot)
     }
+    this.#wakeCrowd()
     return count
   }
 
@@ -157,7 +171,7 @@ export class RangeLock {
       // Raised before the slot is taken: who scans later than this request's ticket sees the slot.
       this.#raiseUsed(slot + 1)
       const at = this.#at(slot, STATE)
-      if (shared.compareExchange(this.words, at, 0, CHOOSING) === 0) return slot
+      if (shared.compareExchange(this.words, at, 0, this.#choosing) === 0) return slot
     }
     return -1
   }
@@ -244,33 +258,50 @@ export class RangeLock {
     return wait
   }
 
-  async #lockAfter(slot: number, first: Promise<void>): Promise<number> {
-    let wait: Promise<void> | undefined = first
-    while (wait !== undefined) {
-      await wait
-      wait = this.#nextWait(slot)
-    }
-    return slot
+  #lockAfter(slot: number, first: Promise<void>): Promise<number> {
+    return first.then(() => {
+      const wait = this.#nextWait(slot)
+      return wait === undefined ? slot : this.#lockAfter(slot, wait)
+    })
   }
 
-  async #lockCrowded(offset: number, bytes: number, serialising: boolean): Promise<number> {
+  #lockCrowded(offset: number, bytes: number, serialising: boolean): number | Promise<number> {
     shared.add(this.words, this.#index + CROWD, 1)
-    let slot = -1
-    while (slot < 0) {
-      const freed = shared.load(this.words, this.#index + FREED)
-      slot = this.#takeSlot()
-      const wait = slot < 0 ? this.#freed.wait(freed) : undefined
-      if (wait !== undefined) await wait
-    }
+    const wait = this.#nextSlot()
+    return typeof wait === 'number'
+      ? this.#lockUncrowded(wait, offset, bytes, serialising)
+      : wait.then((slot) => this.#lockUncrowded(slot, offset, bytes, serialising))
+  }
+
+  #lockUncrowded(
+    slot: number,
+    offset: number,
+    bytes: number,
+    serialising: boolean,
+  ): number | Promise<number> {
     shared.sub(this.words, this.#index + CROWD, 1)
     this.#announce(slot, offset, bytes, serialising)
     const wait = this.#nextWait(slot)
     return wait === undefined ? slot : this.#lockAfter(slot, wait)
   }
 
+  /** A free slot, at once or when one was freed. */
+  #nextSlot(): number | Promise<number> {
+    for (;;) {
+      const freed = shared.load(this.words, this.#index + FREED)
+      const slot = this.#takeSlot()
+      if (slot >= 0) return slot
+      const wait = this.#freed.wait(freed)
+      if (wait !== undefined) return wait.then(() => this.#nextSlot())
+    }
+  }
+
   #wakeAfter(slot: number, before: number): void {
     if ((before & WAITED) !== 0) this.#wakeState(slot)
-    if (shared.load(this.words, this.#index + CROWD) === 0) return
+    if (shared.load(this.words, this.#index + CROWD) !== 0) this.#wakeCrowd()
+  }
+
+  #wakeCrowd(): void {
     shared.add(this.words, this.#index + FREED, 1)
     shared.notify(this.words, this.#index + FREED)
     this.#freed.poke()

@@ -152,37 +152,40 @@ describe('demo parts', () => {
   })
 })
 
+/** What a peer answers; by default all is well. */
+interface Answers {
+  readonly status?: () => Promise<{ error?: string }>
+  readonly checkpoint?: () => Promise<void>
+}
+
 /** A pair of peers that answer as told, and the guests of both sides. */
-function fakePair(answers: {
-  primary?: (command: string) => Promise<unknown>
-  secondary?: (command: string) => Promise<unknown>
-}) {
+function fakePair(answers: { primary?: Answers; secondary?: Answers }) {
   const log: string[] = []
   let died = (): void => {}
   const exited = new Promise<void>((resolve) => {
     died = resolve
   })
-  const healthy = async (): Promise<unknown> => ({ error: false })
+  const peer = (name: 'primary' | 'secondary') => ({
+    name,
+    status: async () => {
+      log.push(`${name} status`)
+      return (await answers[name]?.status?.()) ?? {}
+    },
+    checkpoint: async () => {
+      log.push(`${name} checkpoint`)
+      await answers[name]?.checkpoint?.()
+    },
+  })
   const primary = {
-    name: 'primary',
+    ...peer('primary'),
     exited,
     exit: undefined as { signal: string } | undefined,
-    execute: (command: string) => {
-      log.push(`primary ${command}`)
-      return (answers.primary ?? healthy)(command)
-    },
     kill(): void {
       primary.exit = { signal: 'SIGKILL' }
       died()
     },
   }
-  const secondary = {
-    name: 'secondary',
-    execute: (command: string) => {
-      log.push(`secondary ${command}`)
-      return (answers.secondary ?? healthy)(command)
-    },
-  }
+  const secondary = peer('secondary')
   const side = (): Side => {
     const journal = new Journal(BLOCKS)
     const plan = new WritePlan(5, BLOCKS, 1)
@@ -195,52 +198,54 @@ function fakePair(answers: {
   return { log, primary, record, checkpoints, journal: sides[0].journal }
 }
 
-const DO = 'xen-colo-do-checkpoint'
-
 describe('demo checkpoints', () => {
   test('demo / checkpoint / a primary that dies after the secondary moved leaves it torn', async () => {
     const pair = fakePair({
-      primary: async (command) => {
-        if (command !== DO) return { error: false }
-        pair.primary.kill()
-        throw new BlockError('ECONNRESET', 'gone')
+      primary: {
+        checkpoint: async () => {
+          pair.primary.kill()
+          throw new BlockError('ECONNRESET', 'gone')
+        },
       },
     })
     pair.journal.record(1, 1, 9)
     await pair.checkpoints.run()
-    expect(pair.log.slice(-2)).toEqual([`secondary ${DO}`, `primary ${DO}`])
+    expect(pair.log.slice(-2)).toEqual(['secondary checkpoint', 'primary checkpoint'])
     expect(pair.record).toMatchObject({ torn: true, both: 0 })
     expect(pair.record.tags[1]).toBe(9)
   })
 
   test('demo / checkpoint / a primary that dies before it leaves the older state', async () => {
     const pair = fakePair({
-      primary: async () => {
-        pair.primary.kill()
-        throw new BlockError('ECONNRESET', 'gone')
+      primary: {
+        status: async () => {
+          pair.primary.kill()
+          throw new BlockError('ECONNRESET', 'gone')
+        },
       },
     })
     pair.journal.record(1, 1, 9)
     await pair.checkpoints.run()
-    expect(pair.log).not.toContain(`secondary ${DO}`)
+    expect(pair.log).not.toContain('secondary checkpoint')
     expect(pair.record).toMatchObject({ torn: false, both: 0 })
     expect(pair.record.tags[1]).toBe(0)
   })
 
   test('demo / checkpoint / a failure of the secondary is never explained by a death', async () => {
     const pair = fakePair({
-      secondary: async (command) => {
-        if (command !== DO) return { error: false }
-        pair.primary.kill()
-        throw new BlockError('EIO', 'no space')
+      secondary: {
+        checkpoint: async () => {
+          pair.primary.kill()
+          throw new BlockError('EIO', 'no space')
+        },
       },
     })
     await expect(pair.checkpoints.run()).rejects.toMatchObject({ message: 'no space' })
   })
 
   test('demo / checkpoint / a lost forward stops the run before the secondary moves', async () => {
-    const pair = fakePair({ primary: async () => ({ error: true, desc: 'lost' }) })
+    const pair = fakePair({ primary: { status: async () => ({ error: 'lost' }) } })
     await expect(pair.checkpoints.run()).rejects.toMatchObject({ message: 'primary: lost' })
-    expect(pair.log).not.toContain(`secondary ${DO}`)
+    expect(pair.log).not.toContain('secondary checkpoint')
   })
 })

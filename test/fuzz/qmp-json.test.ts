@@ -70,7 +70,7 @@ describe(`qmp / fuzz (SEED=${seed})`, () => {
       const lines: string[] = []
       const session = new MonitorSession(
         {
-          ...sessionCommands({ names: () => [], quit: () => undefined }),
+          ...sessionCommands({ names: () => [], schema: () => [], quit: () => undefined }),
           echo: command({ v: any }, (args) => args.v, true),
         },
         { send: (line) => lines.push(line), pauseInput: () => undefined },

@@ -24,6 +24,9 @@ function inside(memory: Memory, model: Model, lock: ContextLock, me: number): vo
   model.ghost(() => {
     must(memory.owner === 0, `${me} got the lock of ${memory.owner}`)
     memory.owner = me
+    // First come, first served: whoever is inside has the ticket at the head.
+    const head = memory.words[1] ?? 0
+    must(((memory.words[5 + (head & 63)] ?? 0) & 0xffff) === me, `${me} is inside out of turn`)
   })
   must(lock.owner === me, 'the owner word names somebody else')
   model.ghost(() => {
@@ -37,7 +40,7 @@ function free({ words }: Memory): void {
   must(lock.owner === 0 && lock.depth === 0, 'the lock is not free at rest')
   must(words[0] === words[1], 'a ticket is left over')
   must(
-    words.subarray(5).every((slot) => slot === 0),
+    words.subarray(5).every((slot) => (slot & 0xffff) === 0),
     'a slot is left over',
   )
 }
@@ -58,6 +61,55 @@ test('model / context lock / three threads', () => {
     check: free,
   }
   expectSound('context lock: three threads', program, { preemptions: 2 })
+})
+
+test('model / context lock / main waits without blocking, twice, beside two workers', () => {
+  const program: Program<Memory> = {
+    make,
+    threads: [
+      (m, model) => {
+        const lock = new ContextLock(m.words, 0, 1)
+        // The second joins the wait of the first: one ticket a thread.
+        const first = lock.acquire()
+        const second = lock.acquire()
+        model.settle(first)
+        model.settle(second)
+        inside(m, model, lock, 1)
+        lock.release()
+        lock.release()
+      },
+      (m, model) => use(m, model, 2),
+      (m, model) => use(m, model, 3),
+    ],
+    check: free,
+  }
+  expectSound('context lock: main does not block', program, { preemptions: 2 })
+})
+
+test('model / context lock / main waits for an owner that dies, and hears of it', () => {
+  const program: Program<Memory> = {
+    make: () => {
+      const memory = make()
+      new ContextLock(memory.words, 0, 9).acquireBlocking()
+      return memory
+    },
+    threads: [
+      (m, model) => {
+        const lock = new ContextLock(m.words, 0, 1)
+        try {
+          model.settle(lock.acquire())
+        } catch (error) {
+          if (!(error instanceof Error && error.message.includes('died'))) throw error
+          return
+        }
+        lock.release()
+      },
+      (m, model) => tryUse(m, model, 2),
+      (m) => new ContextLock(m.words, 0, 3).releaseDead(9),
+    ],
+    check: free,
+  }
+  expectSound('context lock: owner death, main waits', program, { preemptions: 2 })
 })
 
 test('model / context lock / tryAcquire never waits and never breaks in', () => {
@@ -133,9 +185,9 @@ test('model / context lock / broken: a notify that is lost is caught', () => {
 /** Makes a compound step two steps. */
 function torn(ops: SharedOps): Partial<SharedOps> {
   return {
-    add: (words, index, value) => {
+    compareExchange: (words, index, expected, replacement) => {
       const before = ops.load(words, index)
-      ops.store(words, index, before + value)
+      if (before === expected) ops.store(words, index, replacement)
       return before
     },
   }
@@ -156,8 +208,8 @@ class LooksTooEarly extends ContextLock {
     const head = shared.load(this.words, 1)
     const alone = shared.load(this.words, 0) === ((head + 1) | 0)
     shared.store(this.words, 3, 0)
-    shared.store(this.words, 5 + (head & 63), 0)
     shared.store(this.words, 2, 0)
+    shared.store(this.words, 5 + (head & 63), 0x1_0000)
     shared.store(this.words, 1, (head + 1) | 0)
     if (!alone) shared.notify(this.words, 1)
   }

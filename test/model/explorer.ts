@@ -13,6 +13,7 @@
  */
 import { HOST_OPS, type SharedOps, withSharedOps } from '../../src/sync/atomics.ts'
 import { hostHolders, releaseHost } from '../../src/util/host.ts'
+import { withSyncPromise } from './sync-promise.ts'
 
 /** What a thread function may use besides shared words. */
 export interface Model {
@@ -20,8 +21,12 @@ export interface Model {
   ghost<T>(fn: () => T): T
   /** Lets the host loop turn: runs what a wait that does not block has queued, or sleeps until then. */
   hostTurn(): void
-  /** Ends another thread if it is blocked, as a terminated worker ends; answers whether it was. */
+  /** Ends another thread if it is blocked, as a worker may end; answers whether it was. */
   kill(thread: number): boolean
+  /** Ends another thread between any two of its steps, as `terminate` does; answers whether it was alive. */
+  killAnywhere(thread: number): boolean
+  /** Lets the host loop turn until the promise is settled; throws what it is rejected with. */
+  settle<T>(wait: T | PromiseLike<T> | undefined): T | undefined
 }
 
 /** A program to explore. `S` is the memory of one execution. */
@@ -122,9 +127,11 @@ class Execution<S> {
   /** Runs to the end; throws what a thread or the check throws. */
   run(): void {
     this.#next = this.#pick(undefined)
-    withSharedOps(this.#ops, () => {
-      while (this.#next !== undefined) this.#runThread(this.#next)
-    })
+    withSharedOps(this.#ops, () =>
+      withSyncPromise(() => {
+        while (this.#next !== undefined) this.#runThread(this.#next)
+      }),
+    )
     const stuck = this.#threads.filter((thread) => thread.status === 'blocked')
     if (stuck.length > 0) {
       throw new Error(`stuck for ever: threads ${stuck.map((t) => t.number).join(', ')}`)
@@ -281,16 +288,37 @@ class Execution<S> {
   #makeModel(): Model {
     return {
       ghost: (fn) => this.#step(() => this.#ghost(fn), false),
-      kill: (number) => this.#step(() => this.#kill(number)),
-      hostTurn: () => {
-        const tokens = this.#step((thread) => {
-          if (thread.turned.length > 0) return thread.turned.splice(0)
-          thread.inHostTurn = true
-          return this.#block(thread)
-        })
-        for (const token of tokens) this.#running?.callbacks.get(token)?.()
-      },
+      kill: (number) => this.#step(() => this.#kill(number, ['blocked'])),
+      killAnywhere: (number) => this.#step(() => this.#kill(number, ['blocked', 'ready'])),
+      hostTurn: () => this.#hostTurn(),
+      settle: (wait) => this.#settle(wait),
     }
+  }
+
+  #hostTurn(): void {
+    const tokens = this.#step((thread) => {
+      if (thread.turned.length > 0) return thread.turned.splice(0)
+      thread.inHostTurn = true
+      return this.#block(thread)
+    })
+    for (const token of tokens) this.#running?.callbacks.get(token)?.()
+  }
+
+  #settle<T>(wait: T | PromiseLike<T> | undefined): T | undefined {
+    if (!isThenable(wait)) return wait
+    let end: (() => T) | undefined
+    wait.then(
+      (value) => {
+        end = () => value
+      },
+      (reason: unknown) => {
+        end = () => {
+          throw reason
+        }
+      },
+    )
+    while (end === undefined) this.#hostTurn()
+    return end()
   }
 
   #ghost<T>(fn: () => T): T {
@@ -302,14 +330,18 @@ class Execution<S> {
     }
   }
 
-  #kill(number: number): boolean {
+  #kill(number: number, states: readonly Status[]): boolean {
     const thread = this.#threads[number]
-    if (thread === undefined || thread.status !== 'blocked') return false
+    if (thread === undefined || !states.includes(thread.status)) return false
     thread.status = 'done'
     const left = this.#waiters.filter((waiter) => waiter.thread !== thread)
     this.#waiters.splice(0, this.#waiters.length, ...left)
     return true
   }
+}
+
+function isThenable<T>(value: T | PromiseLike<T> | undefined): value is PromiseLike<T> {
+  return typeof value === 'object' && value !== null && 'then' in value
 }
 
 /** The next list of choices in depth-first order, or undefined after the last. */

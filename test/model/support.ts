@@ -1,8 +1,12 @@
 /** Expectations over explorations; every one reports how many interleavings were run. */
-import { afterAll, expect } from 'vitest'
+import { afterAll, expect, vi } from 'vitest'
 import { type Bounds, explore, type Program, replay } from './explorer.ts'
 
+// A search is pure computing; a busy machine must not make it look like a hang.
+vi.setConfig({ testTimeout: 60_000 })
+
 const lines: string[] = []
+let total = 0
 
 /** `MODEL_DEPTH=1 npx vitest run test/model` searches one preemption deeper; takes minutes. */
 const DEEPER = Number(process.env.MODEL_DEPTH ?? 0)
@@ -13,13 +17,14 @@ function deepen(bounds: Bounds): Bounds {
 }
 
 afterAll(() => {
-  process.stdout.write(`${lines.join('\n')}\n`)
+  process.stdout.write(`${lines.join('\n')}\n  in all ${total} interleavings, none of them bad\n`)
 })
 
 /** No interleaving of the program fails. */
 export function expectSound<S>(name: string, program: Program<S>, bounds: Bounds = {}): void {
   const { executions, failure } = explore(program, deepen(bounds))
   lines.push(`  ${name}: ${executions} interleavings`)
+  total += executions
   if (failure === undefined) {
     expect(executions).toBeGreaterThan(1)
     return

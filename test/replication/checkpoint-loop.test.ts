@@ -8,12 +8,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { expect, it } from 'vitest'
-import type { BlockdevOptions } from '../../src/block/driver.ts'
-import { createQcow2 } from '../../src/drivers/qcow2/create.ts'
 import { Runtime } from '../../src/runtime.ts'
 import { Random } from '../../src/util/random.ts'
 import { History, type Read, ReplicationModel, type Span } from '../stress/replication-model.ts'
 import type { DiskKind } from '../support/replication-proof.ts'
+import { addSecondary } from '../support/secondary.ts'
 import { turn } from '../support/tap.ts'
 
 const SECTOR = 512
@@ -42,22 +41,7 @@ interface Counts {
 }
 
 async function build(runtime: Runtime, folder: string, kind: DiskKind): Promise<void> {
-  const disk = async (name: string): Promise<BlockdevOptions> => {
-    if (kind === 'memory') return { driver: kind, 'node-name': name, size: SIZE }
-    const filename = join(folder, `${name}.qcow2`)
-    await createQcow2(filename, { size: SIZE })
-    return { driver: kind, 'node-name': name, file: { driver: 'file', filename } }
-  }
-  await runtime.addNode(await disk('local'))
-  const file = {
-    ...(await disk('active')),
-    backing: { ...(await disk('hidden')), backing: 'local' },
-  }
-  const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top' }
-  await runtime.addNode({ ...role, 'node-name': 'top', file })
-  await runtime.startNbdServer({ type: 'unix', path: join(folder, 'nbd') })
-  for (const id of ['local', 'top'])
-    await runtime.addExport({ id, nodeName: id, name: id, writable: true })
+  await addSecondary(runtime, folder, { kind, size: SIZE }, ['local', 'top'])
   await runtime.replication.startAll('secondary')
 }
 

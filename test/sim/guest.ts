@@ -65,6 +65,7 @@ export class Guests {
   #resume: (() => void)[] = []
   #idle: (() => void)[] = []
   #running = 0
+  readonly #underway: string[] = []
   #stopped = false
   /** Requests that were done. */
   requests = 0
@@ -75,6 +76,11 @@ export class Guests {
     this.#model = model
     this.#host = host
     this.#pages = backend.length() / PAGE
+  }
+
+  /** Kinds of the requests that are on their way. */
+  underway(): readonly string[] {
+    return this.#underway
   }
 
   /** Starts guests that go on until `stop`. */
@@ -130,6 +136,7 @@ export class Guests {
     for (let page = first; page < first + count; page++) this.#busy.add(page)
     this.#running += 1
     const kind = random.pick(KINDS)
+    this.#underway.push(kind)
     try {
       if (kind === 'read') await this.#read(first, count)
       else if (kind === 'flush') await this.backend.flush()
@@ -144,6 +151,7 @@ export class Guests {
     } finally {
       this.requests += 1
       this.#running -= 1
+      this.#underway.splice(this.#underway.indexOf(kind), 1)
       for (let page = first; page < first + count; page++) this.#busy.delete(page)
       if (this.#running === 0) for (const idle of this.#idle.splice(0)) idle()
     }

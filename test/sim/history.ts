@@ -5,38 +5,27 @@
  * - The same seed gives the same trace, line by line.
  * - Every order and every request has to settle within a bound of virtual time.
  * - What is judged: hidden over secondary disk equals the last checkpoint, at every write of the secondary
- *   disk and at random moments; every read; what the secondary holds after failover and stop;
+ *   disk and at random moments; every read; that all disks are in one stage and epoch, and none
+ *   changes while a broken checkpoint waits; what the secondary holds after failover and stop;
  *   errors without a cause; counters at the end.
  */
 
 import { VirtualClock } from '../../src/util/clock.ts'
-import { asBlockError, type BlockError } from '../../src/util/errors.ts'
 import { Random } from '../../src/util/random.ts'
-import { PAGE, SOUND } from './disk.ts'
-import { type GuestHost, Guests } from './guest.ts'
+import { type Action, noteCells } from './coverage.ts'
+import { SOUND } from './disk.ts'
+import type { GuestHost, Guests } from './guest.ts'
 import { useHostNet } from './host-net.ts'
 import type { Canary } from './machinery.ts'
-import { PrimaryModel, SecondaryModel } from './model.ts'
 import { SimNetwork } from './network.ts'
-import { PAGES, restOf, SimPair } from './pair.ts'
-
-/** How a history ended. */
-export interface Verdict {
-  readonly seed: number
-  /** What was wrong, first things first; empty for a good history. */
-  readonly problems: readonly string[]
-  readonly trace: readonly string[]
-  /** How it ended: `failover`, `stop`, `close` … */
-  readonly finale: Finale
-  readonly requests: number
-  readonly checkpoints: number
-}
-
-/** How a history ends. */
-export type Finale = 'failover' | 'crash' | 'stop' | 'close' | 'close-merging'
+import { describe, type Finale, failureOf, type Verdict } from './outcome.ts'
+import { restOf, SimPair } from './pair.ts'
+import { Volume } from './volume.ts'
 
 /** Nothing may take longer than this, in virtual milliseconds. */
 const PATIENCE_MS = 300_000
+/** Longer than anything that a lost connection left behind can take, in virtual milliseconds. */
+const LINGER_MS = 5000
 const FINALES: readonly Finale[] = ['failover', 'crash', 'crash', 'stop', 'close', 'close-merging']
 
 /** Makes and judges the history of a seed. */
@@ -59,11 +48,10 @@ class History {
   readonly #calm: boolean
   /** Connections break often while writes hang on the other side. */
   readonly #stormy: boolean
-  readonly #primaryModel = new PrimaryModel(PAGES)
-  readonly #model = new SecondaryModel(PAGES)
+  readonly #cells = new Set<string>()
   #pair!: SimPair
-  #writers!: Guests
-  #guests!: Guests
+  #volumes: readonly Volume[] = []
+  #interrupted = 0
   #tags = 0
   #watching = false
   #closing = false
@@ -75,7 +63,7 @@ class History {
     this.#seed = seed
     this.#canary = canary
     this.#random = new Random(seed)
-    const storm = canary === 'many-connections'
+    const storm = canary === 'many-connections' || canary === 'open-fence'
     this.#calm = !storm && (canary !== undefined || this.#random.chance(0.3))
     this.#stormy = storm || (!this.#calm && this.#random.chance(0.3))
     this.#finale = this.#random.pick(FINALES)
@@ -93,9 +81,22 @@ class History {
       problems: this.#problems,
       trace: this.#trace,
       finale: this.#finale,
-      requests: (this.#writers?.requests ?? 0) + (this.#guests?.requests ?? 0),
+      requests: this.#users().reduce((sum, { requests }) => sum + requests, 0),
       checkpoints: this.#checkpoints,
+      interrupted: this.#interrupted,
+      cells: this.#cells,
     }
+  }
+
+  #users(): Guests[] {
+    return this.#volumes.flatMap(({ writers, guests }) => [writers, guests])
+  }
+
+  /** The stage of every disk; they have to agree. */
+  #stage(): string {
+    const stages = new Set(this.#volumes.map(({ stage }) => stage))
+    if (stages.size > 1) this.#problem(`the disks are in different stages: ${[...stages].join()}`)
+    return [...stages].join()
   }
 
   /** Runs everything, moving time for as long as something waits for it. */
@@ -142,9 +143,10 @@ class History {
       random: random.fork(),
       trace: this.#note,
       canary: this.#canary,
+      count: random.chance(0.4) ? 2 : 1,
       reconnectDelay: random.chance(0.3) ? 5 : 0,
     })
-    const { primary, secondary } = this.#pair
+    const { primary, secondary, prefixes } = this.#pair
     const host: GuestHost = {
       clock: this.#clock,
       random: random.fork(),
@@ -153,17 +155,22 @@ class History {
       problem: this.#problem,
       mayFail: () => this.#disturbed || this.#closing,
     }
-    const colo = await primary.openBackend('colo')
-    const top = await secondary.openBackend('top')
-    this.#writers = new Guests('primary', colo, this.#primaryModel, host)
-    this.#guests = new Guests('secondary', top, this.#model, { ...host, random: random.fork() })
-    this.#pair.disk('local').applied = (offset, bytes) =>
-      this.#judgeFrozen('a write', offset, bytes)
+    const options = { pair: this.#pair, host, watching: () => this.#watching }
+    const volumes: Volume[] = []
+    for (const prefix of prefixes) volumes.push(await Volume.open(prefix, options))
+    this.#volumes = volumes
+    secondary.events.on('REPLICATION_FAILOVER_DONE', () => this.#meet('commit pivot'))
     await this.#startSecondary()
     await primary.replication.startAll('primary')
     this.#watching = true
-    this.#writers.start(1 + random.int(3), 5 + random.int(60))
-    this.#guests.start(1 + random.int(2), 5 + random.int(60))
+    for (const { writers, guests } of volumes) {
+      writers.start(1 + random.int(3), 5 + random.int(60))
+      guests.start(1 + random.int(2), 5 + random.int(60))
+    }
+  }
+
+  #meet(action: Action): void {
+    noteCells(this.#cells, action, this.#volumes, this.#pair, this.#network.cuts)
   }
 
   /** With disks that fail now and then; a start that failed has to work once they do not. */
@@ -174,18 +181,17 @@ class History {
     const failed = await failureOf(replication.startAll('secondary'))
     this.#pair.heal()
     if (failed === undefined) return
-    if (!sick || this.#pair.stage !== 'none')
-      this.#problem(`a start failed and left ${this.#pair.stage}: ${failed.message}`)
+    const stage = this.#stage()
+    if (!sick || stage !== 'none')
+      this.#problem(`a start failed and left ${stage}: ${failed.message}`)
     await replication.startAll('secondary')
   }
 
   async #step(): Promise<void> {
     const random = this.#random
     const roll = random.next()
-    if (this.#stormy && roll < 0.3) {
-      this.#pair.setFaults({ ...SOUND, stall: 0.1 }, ['local'])
-      this.#disturb('cut', () => this.#network.cut())
-    } else if (roll < 0.55) await this.#order('checkpoint', () => this.#checkpoint())
+    if (this.#stormy && roll < 0.3) this.#storm()
+    else if (roll < 0.55) await this.#order('checkpoint', () => this.#checkpoint())
     else if (roll < 0.72) await this.#order('drain', () => this.#drain())
     else if (roll < 0.75) await this.#order('reopen', () => this.#reopen())
     else if (this.#calm) return
@@ -194,6 +200,18 @@ class History {
     else if (roll < 0.94) await this.#order('resync', () => this.#resync())
     else if (roll < 0.97) this.#disturb('cut', () => this.#network.cut())
     else this.#disturb('lose protection', () => this.#loseProtection())
+  }
+
+  #storm(): void {
+    const { prefix } = this.#random.pick(this.#volumes)
+    const noEmptying = this.#canary === undefined && this.#random.chance(0.3)
+    if (this.#canary === 'open-fence' || noEmptying) {
+      const sick = [`${prefix}hidden`]
+      this.#disturb('no emptying', () => this.#pair.setFaults({ ...SOUND, empty: 0.7 }, sick))
+      return
+    }
+    this.#pair.setFaults({ ...SOUND, stall: 0.1 }, [`${prefix}local`])
+    this.#disturb('cut', () => this.#network.cut())
   }
 
   #breakDisks(): void {
@@ -213,70 +231,93 @@ class History {
 
   /** The job that saves old data is cancelled, as at the death of its thread. */
   #loseProtection(): void {
+    this.#meet('job cancel')
     for (const job of this.#pair.secondary.jobs.all()) void job.cancelSync(true)
   }
 
   /** What did not arrive is sent again while the guests go on. */
   async #resync(): Promise<void> {
     const { graph, replication } = this.#pair.primary
-    if (replication.list()[0]?.error === undefined) return
-    const own = graph.find('own')
-    if (own === undefined) return
-    const failed = await failureOf(replication.resync('replica', own))
-    this.#note(`resync ${failed?.code ?? 'done'}`)
+    for (const { prefix } of this.#volumes) {
+      const node = `${prefix}replica`
+      if (replication.list().find((one) => one.node === node)?.error === undefined) continue
+      const failed = await failureOf(replication.resync(node, graph.lookup(`${prefix}own`)))
+      this.#note(`resync ${prefix}${failed?.code ?? 'done'}`)
+    }
   }
 
-  /** As a manager does it: the primary's guests rest, it says that all arrived, then we move. */
+  /**
+   * As a manager does it: the primary's guests rest, it says that all arrived, then we move. Or
+   * without that: a point in time all the same, of whatever has arrived.
+   */
   async #checkpoint(): Promise<void> {
-    const { primary, secondary } = this.#pair
+    if (this.#random.chance(0.25)) return this.#move(false)
     const still = this.#random.chance(0.5)
     if (this.#random.chance(0.6)) await this.#resync()
-    await this.#writers.hold()
-    if (still) await this.#guests.hold()
+    for (const { writers } of this.#volumes) await writers.hold()
+    if (still) for (const { guests } of this.#volumes) await guests.hold()
     try {
-      const sick = await failureOf(primary.replication.checkpointAll())
-      if (sick !== undefined) {
-        this.#note(`refused ${sick.code}`)
-        if (!this.#disturbed) this.#problem(`a checkpoint was refused: ${sick.message}`)
-        return
-      }
-      this.#judgeArrived()
-      this.#watching = false
-      this.#model.checkpointBegins()
-      const failed = await failureOf(secondary.replication.checkpointAll())
-      this.#guests.version += 1
-      this.#model.checkpointEnds(failed === undefined ? this.#pair.localWords() : undefined)
-      this.#watching = true
-      this.#note(`checkpoint ${failed?.message ?? 'done'}`)
-      if (failed === undefined) this.#checkpoints += 1
-      else if (!this.#disturbed) this.#problem(`a checkpoint failed: ${failed.message}`)
-      this.#judgeFrozen('a checkpoint', 0, PAGES * PAGE)
-      if (still && this.#sound()) await this.#guests.judgeAll('a checkpoint')
+      // What a broken checkpoint left is completed whatever the primary says meanwhile.
+      if (this.#stage() !== 'interrupted' && !(await this.#allArrived())) return
+      await this.#move(still)
     } finally {
-      this.#writers.release()
-      if (still) this.#guests.release()
+      for (const { writers } of this.#volumes) writers.release()
+      if (still) for (const { guests } of this.#volumes) guests.release()
     }
   }
 
-  /** What the primary calls complete is complete. */
-  #judgeArrived(): void {
-    for (const [page, word] of this.#pair.localWords().entries()) {
-      const allowed = this.#primaryModel.of(page)
-      if (!allowed.has(word))
-        this.#problem(`page ${page} arrived as ${word}, not ${[...allowed].join(' or ')}`)
+  async #allArrived(): Promise<boolean> {
+    const sick = await failureOf(this.#pair.primary.replication.checkpointAll())
+    if (sick !== undefined) {
+      this.#note(`refused ${sick.code}`)
+      if (!this.#disturbed) this.#problem(`a checkpoint was refused: ${sick.message}`)
+      return false
     }
+    for (const volume of this.#volumes) volume.judgeArrived()
+    return true
   }
 
-  #sound(): boolean {
-    return [...this.#pair.disks.values()].every(({ faults }) => faults.read + faults.write === 0)
+  async #move(still: boolean): Promise<void> {
+    const before = this.#stage()
+    this.#watching = false
+    for (const { model } of this.#volumes) model.checkpointBegins()
+    this.#meet('checkpoint')
+    const failed = await failureOf(this.#pair.secondary.replication.checkpointAll())
+    const stage = this.#stage()
+    const moved = failed === undefined || (stage === 'interrupted' && before !== stage)
+    for (const volume of this.#volumes) {
+      if (moved) volume.guests.version += 1
+      if (moved) volume.model.checkpointEnds(volume.checkpointWords())
+      else volume.model.checkpointFailed()
+    }
+    this.#watching = true
+    this.#note(`checkpoint ${failed?.message ?? 'done'}`)
+    if (failed === undefined) this.#checkpoints += 1
+    else if (!this.#disturbed) this.#problem(`a checkpoint failed: ${failed.message}`)
+    if (failed === undefined && stage !== 'running') this.#problem(`it left ${stage}`)
+    if (stage === 'interrupted' && before !== stage) this.#broken()
+    for (const volume of this.#volumes) {
+      volume.judgeFrozen('a checkpoint')
+      if (still && stage === 'running' && this.#pair.sound)
+        await volume.guests.judgeAll('a checkpoint')
+    }
+    const epochs = this.#pair.secondary.replication.list().map(({ epoch }) => epoch)
+    if (new Set(epochs).size > 1) this.#problem(`the disks are in epochs ${epochs.join()}`)
+  }
+
+  #broken(): void {
+    this.#interrupted += 1
+    if (this.#canary === 'open-fence') this.#pair.forgetFence()
   }
 
   /** Changes an option of a disk under load; a disk in use may refuse. */
   async #reopen(): Promise<void> {
     const { graph } = this.#pair.secondary
-    const node = graph.find(this.#random.pick(['local', 'hidden', 'active']))
+    const { prefix } = this.#random.pick(this.#volumes)
+    const node = graph.find(prefix + this.#random.pick(['local', 'hidden', 'active']))
     if (node === undefined) return
     const options = { ...node.options, 'detect-zeroes': this.#random.pick(['on', 'off'] as const) }
+    this.#meet('reopen')
     const failed = await failureOf(graph.reopen([{ node, options }]))
     this.#note(`reopen ${node.name} ${failed?.message ?? 'done'}`)
   }
@@ -284,6 +325,7 @@ class History {
   async #drain(): Promise<void> {
     const { graph } = this.#pair.secondary
     const node = this.#random.pick(graph.nodes())
+    this.#meet('drain nesting')
     await graph.drainedBegin(node)
     await this.#sleep(this.#random.next() * 50)
     const all = this.#random.chance(0.3)
@@ -292,21 +334,9 @@ class History {
       for (const each of graph.nodes())
         if (each.gate.inFlight > 0) this.#problem(`${each.name} has requests while drained`)
     }
-    this.#judgeFrozen('a drain', 0, PAGES * PAGE)
+    for (const volume of this.#volumes) volume.judgeFrozen('a drain')
     if (all) graph.drainAllEnd()
     graph.drainedEnd(node)
-  }
-
-  #judgeFrozen(when: string, offset: number, bytes: number): void {
-    if (!this.#watching || this.#pair.stage !== 'running') return
-    const end = Math.ceil((offset + bytes) / PAGE)
-    for (let page = Math.floor(offset / PAGE); page < end; page++) {
-      const word = this.#pair.frozenWord(page)
-      const wanted = this.#model.checkpoint[page]
-      if (word === wanted) continue
-      this.#problem(`after ${when} hidden over secondary is ${word} in page ${page}, not ${wanted}`)
-      return
-    }
   }
 
   async #finish(): Promise<void> {
@@ -315,30 +345,31 @@ class History {
     if (this.#finale === 'stop') return this.#stop()
     if (this.#finale !== 'failover') await this.#crash()
     // From now on what the primary forwards is refused, which its guests do not notice.
+    this.#meet('failover begin')
     const failed = await failureOf(this.#pair.secondary.replication.stopAll(true))
     if (failed !== undefined) this.#problem(`the failover failed: ${failed.message}`)
     if (this.#finale === 'close-merging') return
     await this.#merged()
     await this.#sleep(this.#random.next() * 100)
-    await this.#guests.hold()
+    for (const { guests } of this.#volumes) await guests.hold()
     this.#pair.heal()
-    const view = await this.#guests.judgeAll('the end')
-    for (const [page, word] of this.#pair.localWords().entries())
-      if (word !== view[page]) this.#problem(`page ${page} was not merged: ${word}, ${view[page]}`)
-    this.#guests.release()
+    for (const volume of this.#volumes) await volume.judgeMerged()
+    for (const { guests } of this.#volumes) guests.release()
   }
 
   async #merged(): Promise<void> {
     const { replication } = this.#pair.secondary
     await replication.settled()
-    if (this.#pair.stage === 'failover-failed') {
+    const failed = this.#volumes.filter(({ stage }) => stage === 'failover-failed')
+    if (failed.length > 0) {
       if (!this.#disturbed) this.#problem('the merge failed without a cause')
       await this.#sleep(this.#random.next() * 100)
       this.#pair.heal()
-      await replication.retryFailover('top')
+      for (const { prefix } of failed) await replication.retryFailover(`${prefix}top`)
       await replication.settled()
     }
-    if (this.#pair.stage !== 'done') this.#problem(`the merge ended in ${this.#pair.stage}`)
+    const stage = this.#stage()
+    if (stage !== 'done') this.#problem(`the merge ended in ${stage}`)
   }
 
   async #crash(): Promise<void> {
@@ -347,18 +378,33 @@ class History {
   }
 
   async #stop(): Promise<void> {
-    await this.#writers.hold()
-    await this.#guests.hold()
-    this.#pair.heal()
+    // After it our guest's writes stand over a disk that the primary may change: one side rests.
+    const rests = this.#random.pick(['both', 'guests', 'writers'] as const)
+    if (rests !== 'writers') for (const { guests } of this.#volumes) await guests.hold()
+    if (rests !== 'guests') for (const { writers } of this.#volumes) await writers.hold()
+    // A stop works also when a buffer cannot be emptied, or with whatever is broken already.
+    const empty = this.#disturbed && this.#random.chance(0.5) ? 0.5 : 0
+    if (this.#random.chance(0.5)) this.#pair.setFaults({ ...SOUND, empty })
     // What an ended connection left on its way has to come to rest before the view is compared.
-    await this.#sleep(1000)
+    if (rests !== 'guests') await this.#sleep(LINGER_MS)
+    for (const { model } of this.#volumes) model.checkpointBegins()
+    this.#meet('stop')
     const failed = await failureOf(this.#pair.secondary.replication.stopAll(false))
     if (failed !== undefined) this.#problem(`stop failed: ${failed.message}`)
-    this.#model.discarded(this.#pair.localWords())
-    this.#guests.version += 1
-    await this.#guests.judgeAll('a stop')
-    this.#guests.release()
-    if (this.#pair.stage !== 'done') this.#problem(`stop ended in ${this.#pair.stage}`)
+    this.#pair.heal()
+    if (rests === 'writers') for (const { guests } of this.#volumes) await guests.hold()
+    if (rests === 'guests') {
+      for (const { writers } of this.#volumes) await writers.hold()
+      await this.#sleep(LINGER_MS)
+    }
+    for (const volume of this.#volumes) {
+      volume.model.checkpointEnds(volume.words())
+      volume.guests.version += 1
+      await volume.guests.judgeAll('a stop')
+      volume.guests.release()
+    }
+    const stage = this.#stage()
+    if (stage !== 'done') this.#problem(`stop ended in ${stage}`)
     await this.#pair.primary.replication.stopAll(false)
   }
 
@@ -367,18 +413,23 @@ class History {
     const merging = this.#finale === 'close-merging' || this.#finale === 'close'
     this.#closing = true
     if (!merging) {
-      await Promise.all([this.#writers.stop(), this.#guests.stop()])
+      await this.#stopUsers()
       for (const found of this.#pair.restless()) this.#problem(`at the end ${found}`)
       this.#pair.heal()
-      await this.#writers.judgeAll('the end')
+      for (const { writers } of this.#volumes) await writers.judgeAll('the end')
     }
+    this.#meet('close')
     for (const runtime of this.#random.shuffle([primary, secondary]))
       await this.#order('close', () => runtime.close())
-    await Promise.all([this.#writers.stop(), this.#guests.stop()])
+    await this.#stopUsers()
     for (const runtime of [primary, secondary]) {
       for (const node of runtime.graph.nodes()) this.#problem(`node ${node.name} outlived its end`)
       for (const left of restOf(runtime.ctx)) this.#problem(`at the end there is ${left}`)
     }
+  }
+
+  async #stopUsers(): Promise<void> {
+    await Promise.all(this.#users().map((user) => user.stop()))
   }
 
   async #order(name: string, act: () => Promise<void>): Promise<void> {
@@ -392,17 +443,4 @@ class History {
   #sleep(ms: number): Promise<void> {
     return new Promise((resolve) => void this.#clock.setTimer(ms, resolve))
   }
-}
-
-async function failureOf(work: Promise<void>): Promise<BlockError | undefined> {
-  try {
-    await work
-    return undefined
-  } catch (thrown) {
-    return asBlockError(thrown)
-  }
-}
-
-function describe(thrown: unknown): string {
-  return thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)
 }

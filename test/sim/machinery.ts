@@ -35,6 +35,8 @@ export type Canary =
   | 'lying-disk'
   /** The server takes a new connection while writes of a lost one still run. */
   | 'many-connections'
+  /** The exports take writes although a checkpoint broke off. */
+  | 'open-fence'
 
 /** Makes the machinery of one secondary. */
 export function simMachinery(runtime: Runtime, canary: Canary | undefined): ReplicationMachinery {
@@ -84,6 +86,8 @@ function neverReset(protection: Protection): Protection {
 
 class BackendView implements DiskView {
   readonly length: number
+  readonly attached = false
+  readonly blind = true
   readonly #backend: BlockBackend
 
   constructor(backend: BlockBackend) {
@@ -114,7 +118,7 @@ class BackendView implements DiskView {
 
 async function startMerge(top: BlockNode, base: BlockNode, blind: boolean): Promise<Merge> {
   const { graph } = top
-  const filter = await graph.insertFilter({ driver: 'commit-filter', file: top.name }, top)
+  const filter = await graph.insertFilter({ driver: 'mirror_top', file: top.name }, top)
   const merge = new SimMerge(top, base, filter, blind)
   const ended = merge.run().then(
     () => undefined,
@@ -196,6 +200,7 @@ class SimMerge {
         buffer: new Uint8Array(16 * PAGE),
         clock,
         skipUnallocated: true,
+        findZeroes: false,
       })
       const outcome = await copier.round({ remaining, passes: drained ? 0 : 4 })
       if (outcome.kind === 'error') throw fromRecord(outcome.error)

@@ -80,23 +80,19 @@ export class SecondaryModel {
     this.#during = new Set(this.#running.keys())
   }
 
-  /** It ended; `content` is the secondary disk then, undefined when the checkpoint failed. */
-  checkpointEnds(content: number[] | undefined): void {
+  /** It ended; `content` is the secondary disk then. */
+  checkpointEnds(content: number[]): void {
     const during = this.#during ?? new Set()
     this.#during = undefined
     for (const page of this.#running.keys()) this.#torn.add(page)
-    if (content !== undefined) this.checkpoint = content
-    for (let page = 0; page < this.#own.length; page++) {
-      // One that failed may have discarded our own writes already.
-      const unsure = content === undefined || during.has(page)
-      this.#own[page] = unsure ? both(this.#of(page), BELOW) : new Set([BELOW])
-    }
+    this.checkpoint = content
+    for (let page = 0; page < this.#own.length; page++)
+      this.#own[page] = during.has(page) ? both(this.#of(page), BELOW) : new Set([BELOW])
   }
 
-  /** Both buffers were discarded: the view is the secondary disk. */
-  discarded(content: number[]): void {
-    this.checkpoint = content
-    for (let page = 0; page < this.#own.length; page++) this.#own[page] = new Set([BELOW])
+  /** It failed and nothing has changed. */
+  checkpointFailed(): void {
+    this.#during = undefined
   }
 
   /** What a read of the page may find. */

@@ -6,7 +6,9 @@
  * - Both share one clock, and all chance comes from one seed.
  */
 import type { AioContext } from '../../src/aio/aio-context.ts'
+import type { BlockBackend } from '../../src/block/backend.ts'
 import type { BlockdevOptions } from '../../src/block/driver.ts'
+import type { BlockNode } from '../../src/block/node.ts'
 import { makeReplicationDriver } from '../../src/replication/driver.ts'
 import { Runtime } from '../../src/runtime.ts'
 import type { VirtualClock } from '../../src/util/clock.ts'
@@ -24,21 +26,34 @@ export interface PairOptions {
   readonly random: Random
   readonly trace: (line: string) => void
   readonly canary: Canary | undefined
+  /** How many disks are replicated. */
+  readonly count: number
   /** Seconds that the link waits for a lost connection; 0 = not at all. */
   readonly reconnectDelay: number
 }
+
+/** What comes before the names of each disk. */
+const PREFIXES = ['', 'b-'] as const
 
 /** The pair. */
 export class SimPair {
   readonly primary: Runtime
   readonly secondary: Runtime
-  /** `own` of the primary; `local`, `hidden` and `active` of the secondary. */
+  /** `own` of the primary; `local`, `hidden` and `active` of the secondary; of each replicated disk. */
   readonly disks: ReadonlyMap<string, SimDisk>
+  /** One of each replicated disk. */
+  readonly prefixes: readonly string[]
 
-  private constructor(primary: Runtime, secondary: Runtime, disks: ReadonlyMap<string, SimDisk>) {
+  private constructor(
+    primary: Runtime,
+    secondary: Runtime,
+    disks: ReadonlyMap<string, SimDisk>,
+    prefixes: readonly string[],
+  ) {
     this.primary = primary
     this.secondary = secondary
     this.disks = disks
+    this.prefixes = prefixes
   }
 
   /** Builds both sides; nothing is started yet. */
@@ -51,7 +66,9 @@ export class SimPair {
       inline: random.next(),
       delayMs: 1 + random.int(40),
     }
-    const names = ['own', 'local', 'hidden', 'active']
+    const prefixes = PREFIXES.slice(0, options.count)
+    const roles = ['own', 'local', 'hidden', 'active']
+    const names = prefixes.flatMap((prefix) => roles.map((role) => `${prefix}${role}`))
     const disks = new Map(names.map((name) => [name, new SimDisk(name, world)]))
     const driver = simDriver(disks)
     const primary = await Runtime.create({ clock, drivers: [driver] })
@@ -61,17 +78,19 @@ export class SimPair {
       'replication',
       makeReplicationDriver(secondary.replication, machinery),
     )
-    const pair = new SimPair(primary, secondary, disks)
+    const pair = new SimPair(primary, secondary, disks, prefixes)
     for (const [side, runtime] of [
       ['primary', primary],
       ['secondary', secondary],
     ] as const)
       runtime.events.onAny((name) => trace(`event ${side} ${name}`))
     if (canary === 'lying-disk') pair.disk('local').lieAt = 5
-    // One connection at a time: a lost one is over, with all its writes, before the next begins.
-    const connections = canary === 'many-connections' ? 0 : 1
-    await pair.#buildSecondary(random, connections)
-    await pair.#buildPrimary(options.reconnectDelay)
+    // The changes of a lost connection have ended before those of the next one begin.
+    await secondary.startNbdServer(SERVER)
+    for (const prefix of prefixes) {
+      await pair.#buildSecondary(prefix, random, canary !== 'many-connections')
+      await pair.#buildPrimary(prefix, options.reconnectDelay)
+    }
     return pair
   }
 
@@ -85,24 +104,39 @@ export class SimPair {
     for (const name of names) this.disk(name).faults = faults
   }
 
+  /** No request fails now. */
+  get sound(): boolean {
+    return [...this.disks.values()].every(({ faults }) => faults.read + faults.write === 0)
+  }
+
   /** All disks are sound from now on. */
   heal(): void {
     this.setFaults(SOUND)
   }
 
-  /** The secondary disk now. */
-  localWords(): number[] {
-    return Array.from({ length: PAGES }, (_, page) => this.disk('local').tagOf(page))
+  /** What a disk holds now, page by page. */
+  words(name: string): number[] {
+    return Array.from({ length: PAGES }, (_, page) => this.disk(name).tagOf(page))
   }
 
   /** Hidden disk over secondary disk now: what K speaks of. */
-  frozenWord(page: number): number {
-    const hidden = this.disk('hidden')
-    return (hidden.holds(page) ? hidden : this.disk('local')).tagOf(page)
+  frozenWord(prefix: string, page: number): number {
+    const hidden = this.disk(`${prefix}hidden`)
+    return (hidden.holds(page) ? hidden : this.disk(`${prefix}local`)).tagOf(page)
   }
 
-  get stage(): string {
-    return this.secondary.replication.find('top')?.stage ?? 'closed'
+  /** The stage of a replication node of the secondary. */
+  stageOf(node: string): string {
+    return this.secondary.replication.find(node)?.stage ?? 'closed'
+  }
+
+  /** The exports take writes again although a checkpoint broke off. */
+  forgetFence(): void {
+    for (const prefix of this.prefixes)
+      for (const node of this.secondary.graph.lookup(`${prefix}local`).parents)
+        if (node.owner.ownerKind === 'node')
+          for (const { owner } of (node.owner as BlockNode).parents)
+            if (owner.ownerKind === 'backend') (owner as BlockBackend).unfence()
   }
 
   /** Counters that are not zero, in words; for a moment at which nothing runs. */
@@ -116,42 +150,45 @@ export class SimPair {
     return found
   }
 
-  async #buildSecondary(random: Random, connections: number): Promise<void> {
+  async #buildSecondary(prefix: string, random: Random, exclusive: boolean): Promise<void> {
     const { secondary } = this
+    const local = `${prefix}local`
+    const top = `${prefix}top`
     const unit = (): number => random.pick([PAGE, PAGE, 4 * PAGE, 16 * PAGE])
-    await secondary.addNode(memory('local'))
-    const hidden = { ...memory('hidden', unit()), backing: 'local' }
+    await secondary.addNode(memory(local))
+    const hidden = { ...memory(`${prefix}hidden`, unit()), backing: local }
     const role: BlockdevOptions = {
       driver: 'replication',
       mode: 'secondary',
-      'top-id': 'top',
-      file: { ...memory('active', unit()), backing: hidden },
+      'top-id': top,
+      file: { ...memory(`${prefix}active`, unit()), backing: hidden },
       discard: 'unmap',
     }
-    await secondary.addNode({ ...role, 'node-name': 'top' })
-    await secondary.startNbdServer(SERVER, connections)
-    await secondary.addExport({ id: 'replica', nodeName: 'local', name: 'disk', writable: true })
+    await secondary.addNode({ ...role, 'node-name': top })
+    const exported = { id: `${prefix}replica`, nodeName: local, name: `${prefix}disk`, exclusive }
+    await secondary.addExport({ ...exported, writable: true })
   }
 
-  async #buildPrimary(reconnectDelay: number): Promise<void> {
+  async #buildPrimary(prefix: string, reconnectDelay: number): Promise<void> {
     const { primary } = this
     const link: BlockdevOptions = {
       driver: 'nbd',
-      'node-name': 'link',
+      'node-name': `${prefix}link`,
       server: SERVER,
-      export: 'disk',
+      export: `${prefix}disk`,
       'reconnect-delay': reconnectDelay,
       'request-timeout': 30,
     }
-    await primary.addNode(memory('own'))
-    const replica = { driver: 'replication', 'node-name': 'replica', mode: 'primary', file: link }
+    await primary.addNode(memory(`${prefix}own`))
+    const role = { driver: 'replication', mode: 'primary', file: link }
+    const replica = { ...role, 'node-name': `${prefix}replica` }
     await primary.addNode({
       driver: 'quorum',
-      'node-name': 'colo',
+      'node-name': `${prefix}colo`,
       'vote-threshold': 1,
       'read-pattern': 'fifo',
       discard: 'unmap',
-      children: ['own', replica],
+      children: [`${prefix}own`, replica],
     })
   }
 }

@@ -99,7 +99,7 @@ test('stress / job / the view of the last checkpoint holds through dying workers
     equal(await readAt(view, offset, 65536), frozen.subarray(offset, offset + 65536), 'view')
     if (random.int(40) === 0) {
       deaths += 1
-      backup.body?.terminate()
+      backup.bodies[0]?.terminate()
       await backup.job.done
       equal(await readAt(view, 0, SIZE), frozen, 'view after a death')
       backup = await arm()
@@ -163,7 +163,7 @@ test('stress / job / commits that are paused, cancelled and killed lose no write
       for (let i = random.int(50); i > 0 && !job.completed; i--) {
         await turn()
         const what = attempt < 3 ? random.int(30) : -1
-        if (what === 0 && driver instanceof MirrorDriver) driver.body?.terminate()
+        if (what === 0 && driver instanceof MirrorDriver) driver.bodies[0]?.terminate()
         else if (what === 1) job.cancel(true)
         else if (what < 5 && what >= 0)
           await b.graph.withDrained(random.int(2) ? top : bottom, turn)

@@ -8,11 +8,11 @@ import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { expect, test } from 'vitest'
 import type { BlockBackend } from '../../src/block/backend.ts'
-import type { BlockdevOptions } from '../../src/block/driver.ts'
 import type { Coroutine } from '../../src/coroutine/coroutine.ts'
-import { createQcow2 } from '../../src/drivers/qcow2/create.ts'
 import { Runtime } from '../../src/runtime.ts'
 import { Random } from '../../src/util/random.ts'
+import type { DiskKind } from '../support/replication-proof.ts'
+import { addSecondary } from '../support/secondary.ts'
 import { History, type Read, ReplicationModel, type Span, type Write } from './replication-model.ts'
 
 const SECTOR = 512
@@ -23,6 +23,8 @@ const GUESTS = 3
 /** Sectors of a stripe: small enough that a copied cluster has parts of several writers. */
 const EXPORT_STRIPE = 24
 const GUEST_STRIPE = 10
+/** Rounds played at most until a judge who misses checkpoints has objected once. */
+const MOST_ROUNDS = 50
 const CHECKPOINTS = 12
 const SEED = Number(process.env.SEED ?? Math.floor(Math.random() * 0x1_0000_0000))
 
@@ -121,25 +123,6 @@ function tagsOf(bytes: Uint8Array): number[] {
   })
 }
 
-/** What the secondary's disks are made of. */
-type Kind = 'memory' | 'qcow2'
-
-async function buildSecondary(runtime: Runtime, folder: string, kind: Kind): Promise<void> {
-  const disk = async (name: string): Promise<BlockdevOptions> => {
-    if (kind === 'memory') return { driver: kind, 'node-name': name, size: SIZE }
-    const filename = join(folder, `${name}.qcow2`)
-    await createQcow2(filename, { size: SIZE })
-    return { driver: kind, 'node-name': name, file: { driver: 'file', filename } }
-  }
-  await runtime.addNode(await disk('local'))
-  const hidden = { ...(await disk('hidden')), backing: 'local' }
-  const file = { ...(await disk('active')), backing: hidden }
-  const role = { driver: 'replication', mode: 'secondary', 'top-id': 'top' }
-  await runtime.addNode({ ...role, 'node-name': 'top', file })
-  await runtime.startNbdServer({ type: 'unix', path: join(folder, 'nbd') })
-  await runtime.addExport({ id: 'local', nodeName: 'local', writable: true })
-}
-
 /** Starts a thread; answers once it is connected, with its report to come. */
 async function startWriter(
   round: Round,
@@ -204,15 +187,15 @@ function judge(
 }
 
 async function playRound(
-  kind: Kind,
+  kind: DiskKind,
   seed: number,
-): Promise<{ round: Round; reports: Report[]; failover: Span }> {
+): Promise<{ round: Round; reports: Report[]; failover: Span; blind: string | undefined }> {
   const folder = mkdtempSync(join(tmpdir(), 'stress-'))
   const socket = join(folder, 'nbd')
   const runtime = await Runtime.create()
   try {
     const round = new Round(runtime, folder, seed)
-    await buildSecondary(runtime, folder, kind)
+    await addSecondary(runtime, folder, { kind: kind, size: SIZE }, ['local'])
     const disk = await runtime.openBackend('top')
     await runtime.replication.startAll('secondary')
     const writers: Promise<Report>[] = []
@@ -241,13 +224,12 @@ async function playRound(
     const base = await runtime.openBackend('local', { perm: 1, shared: 15 })
     const local = await readAll(base)
     const sentence = judge(round, round.checkpoints, top, local)
-    // A judge that missed the later checkpoints must object, or it would never object.
+    // A judge that missed the later checkpoints objects, unless the threads wrote little since.
     const blind = judge(round, round.checkpoints.slice(0, CHECKPOINTS / 2), top, local)
-    expect(blind, `replay with SEED=${SEED}`).toBeDefined()
     if (sentence !== undefined) throw new Error(`${sentence}; replay with SEED=${SEED}`)
     await base.close()
     await disk.close()
-    return { round, reports, failover }
+    return { round, reports, failover, blind }
   } finally {
     await runtime.close()
     rmSync(folder, { recursive: true, force: true })
@@ -258,10 +240,11 @@ test.each(['memory', 'qcow2'] as const)(
   'replication / stress / %s / every sector has a history through checkpoints and failovers',
   async (kind) => {
     const seeds = new Random(SEED)
-    const limit = performance.now() + 6_000
+    const limit = performance.now() + 5_000
     let rounds = 0
+    let objections = 0
     do {
-      const { round, reports, failover } = await playRound(kind, seeds.uint32())
+      const { round, reports, failover, blind } = await playRound(kind, seeds.uint32())
       expect(round.checkpoints).toHaveLength(CHECKPOINTS)
       expect(round.guestWrites).toBeGreaterThan(CHECKPOINTS)
       for (const { writes, refused } of reports) {
@@ -273,7 +256,9 @@ test.each(['memory', 'qcow2'] as const)(
         }
       }
       rounds++
-    } while (performance.now() < limit)
+      if (blind !== undefined) objections++
+    } while (performance.now() < limit || (objections === 0 && rounds < MOST_ROUNDS))
+    expect(objections, `a blind judge never objected; SEED=${SEED}`).toBeGreaterThan(0)
     console.log(`replication stress, ${kind}: ${rounds} rounds, SEED=${SEED}`)
   },
   60_000,

@@ -1,6 +1,7 @@
 /** Fixtures for tests of the block layer: a graph with memory disks and gated test disks. */
 import { AioContext } from '../../src/aio/aio-context.ts'
 import { BlockBackend } from '../../src/block/backend.ts'
+import type { BlockChild } from '../../src/block/child.ts'
 import {
   type BlockDriver,
   type BlockdevRef,
@@ -27,6 +28,13 @@ export function latch(): Latch {
   return { promise, open }
 }
 
+/** The edge of a test filter to the node that it filters. */
+export function fileChild(node: BlockNode): BlockChild {
+  const edge = node.children.get('file')
+  if (edge === undefined) throw new Error('no file child')
+  return edge
+}
+
 /** A filter whose requests wait at a latch, and which counts what reaches it. */
 export class HeldDriver {
   readonly counts = { read: 0, write: 0, begin: 0, end: 0 }
@@ -41,11 +49,7 @@ export class HeldDriver {
   }
 
   #driver(node: BlockNode, length: () => number): BlockDriver {
-    const below = () => {
-      const edge = node.children.get('file')
-      if (edge === undefined) throw new Error('no file child')
-      return edge
-    }
+    const below = () => fileChild(node)
     return {
       length,
       limits: NO_LIMITS,

@@ -10,7 +10,7 @@ import {
 } from '../../src/block/driver.ts'
 import type { BlockNode } from '../../src/block/node.ts'
 import { type ErrorCode, ioError } from '../../src/util/errors.ts'
-import { type Latch, latch } from './graph.ts'
+import { fileChild, type Latch, latch } from './graph.ts'
 
 /** Kinds of requests that a tap tells apart. */
 export type TapOp = 'read' | 'write' | 'zeroes' | 'discard' | 'flush'
@@ -24,12 +24,17 @@ export class Tap {
   slow = 0
   /** Requests that were failed. */
   failed = 0
-  readonly #faults = new Map<TapOp, { readonly code: ErrorCode; times: number }>()
+  readonly #faults = new Map<TapOp, { readonly code: ErrorCode; times: number; skip: number }>()
   readonly #holds = new Map<TapOp, { readonly gate: Latch; readonly arrived: Latch }>()
 
   /** Fails the next so many requests of a kind. */
   fail(op: TapOp, code: ErrorCode, times = 1): void {
-    this.#faults.set(op, { code, times })
+    this.#faults.set(op, { code, times, skip: 0 })
+  }
+
+  /** Fails one request of a kind: the nth from now on, which is 1 for the next. */
+  failNth(op: TapOp, code: ErrorCode, nth: number): void {
+    this.#faults.set(op, { code, times: 1, skip: nth - 1 })
   }
 
   /** From now on requests of the kind wait; settles when the first one does. */
@@ -55,10 +60,16 @@ export class Tap {
     this.slow = 0
   }
 
+  #fault(op: TapOp): { readonly code: ErrorCode } | undefined {
+    const fault = this.#faults.get(op)
+    if (fault === undefined || --fault.skip >= 0) return undefined
+    if (--fault.times <= 0) this.#faults.delete(op)
+    return fault
+  }
+
   /** A request arrives. */
   async pass(op: TapOp, node: string, offset: number, bytes: number): Promise<void> {
-    const fault = this.#faults.get(op)
-    if (fault !== undefined && --fault.times <= 0) this.#faults.delete(op)
+    const fault = this.#fault(op)
     const held = this.#holds.get(op)
     held?.arrived.open()
     await held?.gate.promise
@@ -101,11 +112,7 @@ export class Taps {
 }
 
 function tapDriver(node: BlockNode, tap: Tap, length: () => number): BlockDriver {
-  const below = () => {
-    const edge = node.children.get('file')
-    if (edge === undefined) throw new Error('no file child')
-    return edge
-  }
+  const below = () => fileChild(node)
   return {
     length,
     limits: NO_LIMITS,

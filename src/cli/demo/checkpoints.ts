@@ -18,7 +18,7 @@ const INTERVAL_MS = 250
 /** How long the host may take to report the death of a process whose connection broke. */
 const DEATH_LIMIT_MS = 5000
 
-/** A side's daemon, as far as the loop needs to know it. */
+/** A side's process, as far as the loop needs to know it. */
 export interface WatchedPeer extends Peer {
   /** Settles when the process is gone. */
   readonly exited: Promise<unknown>
@@ -81,11 +81,11 @@ export class Checkpoints {
     const sick =
       (await this.ofPrimary(checkHealth(pair.primary))) ?? (await checkHealth(pair.secondary))
     if (sick !== undefined) throw new BlockError('EIO', sick, { op: 'checkpoint' })
-    await pair.secondary.execute('xen-colo-do-checkpoint')
+    await pair.secondary.checkpoint()
     record.secondaryDone(primary.journal.now)
     primary.journal.beginEpoch()
     secondary.journal.forget()
-    await this.ofPrimary(pair.primary.execute('xen-colo-do-checkpoint'))
+    await this.ofPrimary(pair.primary.checkpoint())
     record.primaryDone()
   }
 

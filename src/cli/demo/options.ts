@@ -27,6 +27,8 @@ export interface DemoArguments {
   readonly seed?: string
   /** Print the result as JSON. */
   readonly json?: boolean
+  /** The process is one side of the pair and made as this says. */
+  readonly side?: string
   /** Change one block behind the verifier's back: the run must fail. */
   readonly break?: boolean
 }

@@ -70,7 +70,8 @@ export class ImageBitmaps {
     return this.#stored.map(({ entry }) => ({
       name: entry.name,
       granularity: entry.granularity,
-      flags: flagNames(entry.flags),
+      // While the image can be written, nobody else may trust what it holds.
+      flags: flagNames(entry.flags | (this.#image.writable ? BITMAP_FLAG.IN_USE : 0)),
     }))
   }
 

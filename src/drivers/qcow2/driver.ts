@@ -38,7 +38,7 @@ import { backingOptions, besideImage, cacheSizes, lazyOption, overlapOption } fr
 import { Packer } from './packer.ts'
 import { Reader } from './reader.ts'
 import { repairImage } from './repair.ts'
-import { growImage } from './resize.ts'
+import { resizeImage } from './resize.ts'
 import type { Snapshot } from './snapshots.ts'
 import { readSnapshots } from './snapshots.ts'
 import { decodeTable } from './table-bytes.ts'
@@ -85,6 +85,12 @@ class Qcow2Driver implements BlockDriver {
 
   filename(): string {
     return this.#image.file.node.driver?.filename?.() ?? ''
+  }
+
+  backingFilename(): string | undefined {
+    const name = this.#image.header.backingFile
+    if (name === undefined || /^(json:|nbd)/.test(name)) return name
+    return besideImage(this.filename(), name)
   }
 
   pread(offset: number, buf: Uint8Array): Pending {
@@ -153,7 +159,15 @@ class Qcow2Driver implements BlockDriver {
 
   async truncate(size: number): Promise<void> {
     if (this.#bitmaps.mustMark) await this.#bitmaps.mark()
-    await growImage(this.#image, size)
+    const drop = (offset: number, bytes: number): Pending =>
+      this.#eraser.discard(offset, bytes, true)
+    const { clusterBytes } = this.#image.geometry
+    const end = Math.min(this.length(), Math.ceil(size / clusterBytes) * clusterBytes)
+    // What lies behind the end in the last cluster must not come back when the image grows.
+    const odd = end > size && size % 512 === 0
+    const pending = odd ? this.pwrite(size, new Uint8Array(end - size), 0) : undefined
+    if (pending !== undefined) await pending
+    await resizeImage(this.#image, size, drop)
     this.#image.node.bitmaps.fitLength()
   }
 
@@ -162,7 +176,7 @@ class Qcow2Driver implements BlockDriver {
   }
 
   info(): Promise<ImageInfo> {
-    return imageInfo(this.#image, this.#bitmaps.info())
+    return imageInfo(this.#image, this.#bitmaps.info(), this.#snapshots)
   }
 
   async reopenPrepare(target: ReopenTarget): Promise<PreparedReopen> {
@@ -277,7 +291,6 @@ async function openBacking(
         : (given as BlockdevRef)
     await opener.open('backing', ref, 'backing')
   } catch (thrown) {
-    if (given !== undefined) throw thrown
     const error = asBlockError(thrown)
     const words = `Could not open backing file: ${error.message}`
     throw new BlockError(error.code, words, error.context, thrown)
@@ -349,6 +362,12 @@ function extraMetadata(
   ]
 }
 
+const CHANGEABLE = [
+  ...['lazy-refcounts', 'pass-discard-request', 'pass-discard-snapshot', 'pass-discard-other'],
+  ...['overlap-check', 'cache-size', 'l2-cache-size', 'l2-cache-entry-size'],
+  ...['refcount-cache-size', 'cache-clean-interval'],
+]
+
 /**
  * Driver `qcow2`; options `file`, `backing` (`null` for none), `data-file`, `lazy-refcounts`,
  * `overlap-check`, `cache-size`, `l2-cache-size`, `refcount-cache-size` (bytes).
@@ -357,5 +376,6 @@ export const qcow2Driver: DriverDefinition = {
   name: 'qcow2',
   kind: 'format',
   supportsBacking: true,
+  changeable: CHANGEABLE,
   open: openImage,
 }

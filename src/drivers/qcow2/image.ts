@@ -349,7 +349,7 @@ export class Qcow2Image {
 
   /** Refuses to go on with an image found corrupt. */
   checkAlive(): void {
-    if (this.dead) throw ioError('EIO', { node: this.node.name })
+    if (this.dead) throw ioError('ENOMEDIUM', { node: this.node.name })
   }
 
   /** Stops a write that would hit metadata. Errors: EIO, and the image is marked corrupt. */

@@ -5,13 +5,15 @@
  * - Members and their names are those that monitors of other programs show.
  */
 import type { ImageInfo } from '../../block/driver.ts'
-import { COMPAT_LAZY_REFCOUNTS, INCOMPAT } from './format.ts'
+import { AUTOCLEAR, COMPAT_LAZY_REFCOUNTS, INCOMPAT } from './format.ts'
 import type { Qcow2Image } from './image.ts'
+import type { Snapshot } from './snapshots.ts'
 
 /** Collects it; `bitmaps` are those that the image holds. */
 export async function imageInfo(
   image: Qcow2Image,
   bitmaps: readonly Readonly<Record<string, unknown>>[] = [],
+  snapshots: readonly Snapshot[] = [],
 ): Promise<ImageInfo> {
   const { header } = image
   const below = await image.file.node.driver?.info?.()
@@ -29,6 +31,9 @@ export async function imageInfo(
           corrupt: has(INCOMPAT.CORRUPT),
           'extended-l2': header.geometry.extended,
           ...(header.dataFile === undefined ? {} : { 'data-file': header.dataFile }),
+          ...(has(INCOMPAT.DATA_FILE)
+            ? { 'data-file-raw': (header.autoclear & AUTOCLEAR.RAW_DATA) !== 0 }
+            : {}),
         }
   return {
     ...(below?.actualSize === undefined ? {} : { actualSize: below.actualSize }),
@@ -36,5 +41,22 @@ export async function imageInfo(
     ...(header.backingFile === undefined ? {} : { backingFilename: header.backingFile }),
     ...(header.backingFormat === undefined ? {} : { backingFormat: header.backingFormat }),
     dirty: has(INCOMPAT.DIRTY),
+    snapshots: snapshots.map(shown),
+  }
+}
+
+const NS = 1_000_000_000
+
+function shown(snapshot: Snapshot): Readonly<Record<string, unknown>> {
+  const { id, name, seconds, nanoseconds, clockNs, stateBytes, icount } = snapshot
+  return {
+    ...(icount === undefined ? {} : { icount }),
+    'vm-clock-sec': Math.floor(clockNs / NS),
+    name,
+    'date-sec': seconds,
+    'date-nsec': nanoseconds,
+    'vm-clock-nsec': clockNs % NS,
+    id,
+    'vm-state-size': stateBytes,
   }
 }

@@ -11,13 +11,14 @@ import { COMPAT_LAZY_REFCOUNTS } from './format.ts'
 import type { Header } from './header.ts'
 import type { CacheSizes } from './image.ts'
 
+const UINT_MAX = 0xffff_ffff
 const MAX_L2_BYTES = 32 * 1024 * 1024
 
 function sizeOption(options: BlockdevOptions, name: string): number | undefined {
   const value = options[name]
   if (value === undefined) return undefined
   if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value
-  throw new BlockError('EINVAL', `Parameter '${name}' expects a size`)
+  throw new BlockError('EINVAL', `Parameter '${name}' expects a non-negative number below 2^64`)
 }
 
 /** The bounds of the caches. Errors: EINVAL with the option that does not fit. */
@@ -42,6 +43,15 @@ export function cacheSizes(options: BlockdevOptions, header: Header): CacheSizes
     throw new BlockError(
       'EINVAL',
       'cache-size, l2-cache-size and refcount-cache-size may not be set at the same time',
+    )
+  const interval = options['cache-clean-interval']
+  if (interval !== undefined && !(Number(interval) >= 0 && Number(interval) <= UINT_MAX))
+    throw new BlockError('EINVAL', 'Cache clean interval too big')
+  const { encrypt } = options
+  if (typeof encrypt === 'object' && encrypt !== null && 'format' in encrypt)
+    throw new BlockError(
+      'EINVAL',
+      `No encryption in image header, but options specified format '${String(encrypt.format)}'`,
     )
   const needed = (Math.ceil(header.size / l2Coverage) + 1) * clusterBytes
   const bound = both === undefined ? MAX_L2_BYTES : Math.max(both - (counts ?? 0), clusterBytes)

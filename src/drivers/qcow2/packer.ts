@@ -40,7 +40,9 @@ export class Packer {
     const cluster = new Uint8Array(clusterBytes)
     cluster.set(buf)
     const packed = deflateRawSync(cluster, { windowBits: 12, level: 6 })
-    if (packed.length >= clusterBytes || this.#image.data !== this.#image.file) {
+    // Clusters of other compressions are read only; what is written to such an image is stored plain.
+    const foreign = this.#image.header.compression !== 0
+    if (foreign || packed.length >= clusterBytes || this.#image.data !== this.#image.file) {
       await this.#writer.write(offset, buf)
       return
     }

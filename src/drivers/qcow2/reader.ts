@@ -14,15 +14,12 @@ import { compressedPlace } from './format.ts'
 import type { Qcow2Image } from './image.ts'
 import type { Mapping } from './mapping.ts'
 import { KIND } from './mapping.ts'
-
-/** Waits for all, then fails with the first failure: nobody may still touch the buffer afterwards. */
-export async function allSettled(waits: readonly Promise<void>[]): Promise<void> {
-  for (const result of await Promise.allSettled(waits))
-    if (result.status === 'rejected') throw result.reason
-}
+import { allSettled, inPieces, type PieceWorker } from './pieces.ts'
+import { zstdDecode } from './zstd.ts'
 
 /** Reads. */
-export class Reader {
+export class Reader implements PieceWorker {
+  took = 0
   readonly #image: Qcow2Image
   readonly #mapping: Mapping
   readonly #backing: () => BlockChild | undefined
@@ -36,29 +33,17 @@ export class Reader {
   /** Fills `buf` from guest byte `offset`. */
   read(offset: number, buf: Uint8Array): Pending {
     this.#image.checkAlive()
-    let waits: Promise<void>[] | undefined
-    for (let done = 0; done < buf.length; ) {
-      let pending: Pending
-      let bytes = buf.length - done
-      try {
-        const known = this.#mapping.lookup(offset + done, bytes)
-        if (known && this.#mapping.kind !== KIND.COMPRESSED) {
-          bytes = this.#mapping.bytes
-          const part = bytes === buf.length ? buf : buf.subarray(done, done + bytes)
-          pending = this.#readRun(offset + done, part)
-        } else pending = this.#readSlow(offset + done, buf.subarray(done))
-      } catch (error) {
-        if (waits === undefined) throw error
-        pending = Promise.reject(error)
-        bytes = buf.length - done
-      }
-      if (pending !== undefined) {
-        waits ??= []
-        waits.push(pending)
-      }
-      done += bytes
-    }
+    const waits = inPieces(this, offset, buf)
     return waits === undefined ? undefined : this.#numbered(waits)
+  }
+
+  piece(offset: number, rest: Uint8Array): Pending {
+    this.took = rest.length
+    const known = this.#mapping.lookup(offset, rest.length)
+    if (!known || this.#mapping.kind === KIND.COMPRESSED) return this.#readSlow(offset, rest)
+    const { bytes } = this.#mapping
+    this.took = bytes
+    return this.#readRun(offset, bytes === rest.length ? rest : rest.subarray(0, bytes))
   }
 
   async #numbered(waits: readonly Promise<void>[]): Promise<void> {
@@ -132,11 +117,12 @@ export class Reader {
 
   #inflate(packed: Uint8Array): Uint8Array {
     const { header, geometry, node } = this.#image
-    if (header.compression !== 0)
-      throw new BlockError('UNSUPPORTED_FEATURE', 'zstd compressed clusters cannot be read', {
-        node: node.name,
-      })
     try {
+      if (header.compression !== 0) {
+        const out = new Uint8Array(geometry.clusterBytes)
+        if (zstdDecode(packed, out)) return out
+        throw new BlockError('EIO', 'Compressed cluster is too short', { node: node.name })
+      }
       const cluster = inflateRawSync(packed, {
         finishFlush: constants.Z_SYNC_FLUSH,
         maxOutputLength: geometry.clusterBytes,

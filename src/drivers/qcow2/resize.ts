@@ -1,22 +1,33 @@
 /**
- * Growing an image.
+ * Changing the size of an image.
  *
  * Invariants:
  * - The header shows a longer L1 table only after it is stable, and the new size only after that.
+ * - An image that gets shorter keeps its L1 table; what lay beyond its new end is given up.
  */
+
+import type { Pending } from '../../coroutine/coroutine.ts'
 import { BlockError } from '../../util/errors.ts'
 import { MAX_L1_BYTES, viewOf, write64 } from './format.ts'
 import type { Qcow2Image } from './image.ts'
 import { l1Field } from './image.ts'
 import { readBytes } from './walk.ts'
 
-/** Makes the image `size` bytes long. Errors: ENOTSUP to shrink, EINVAL for a size out of range. */
-export async function growImage(image: Qcow2Image, size: number): Promise<void> {
+/**
+ * Makes the image `size` bytes long; `discard` gives up clusters of an image that gets shorter.
+ * Errors: EINVAL for a size out of range.
+ */
+export async function resizeImage(
+  image: Qcow2Image,
+  size: number,
+  discard: (offset: number, bytes: number) => Pending,
+): Promise<void> {
   const { header, geometry } = image
   image.checkAlive()
   if (size % 512 !== 0) throw new BlockError('EINVAL', 'The new size must be a multiple of 512')
-  if (size < header.size)
-    throw new BlockError('ENOTSUP', 'qcow2 images cannot be made smaller', { op: 'truncate' })
+  const start = Math.ceil(size / geometry.clusterBytes) * geometry.clusterBytes
+  const pending = start < header.size ? discard(start, header.size - start) : undefined
+  if (pending !== undefined) await pending
   const entries = Math.ceil(size / geometry.l2Coverage)
   if (entries * 8 > MAX_L1_BYTES) throw new BlockError('EINVAL', 'Failed to resize: too large')
   if (entries > header.l1Size) await growL1(image, entries)

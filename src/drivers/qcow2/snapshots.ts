@@ -18,6 +18,15 @@ export interface Snapshot {
   readonly l1Size: number
   readonly id: string
   readonly name: string
+  /** When it was taken, since the epoch. */
+  readonly seconds: number
+  readonly nanoseconds: number
+  /** The machine's own clock then. */
+  readonly clockNs: number
+  /** Bytes of machine state stored with it. */
+  readonly stateBytes: number
+  /** Instructions executed by then, where that was counted. */
+  readonly icount: number | undefined
   /** Where its entry ends in the file. */
   readonly end: number
 }
@@ -36,6 +45,7 @@ export async function readSnapshots(file: BlockChild, header: Header): Promise<S
     const extraBytes = fixed.getUint32(36)
     if (l1Size * 8 > MAX_L1_BYTES || l1Offset % clusterBytes !== 0 || extraBytes > 1024)
       throw new BlockError('EINVAL', 'Snapshot table is damaged')
+    const extra = viewOf(await read(file, at + FIXED_BYTES, extraBytes))
     const texts = await read(file, at + FIXED_BYTES + extraBytes, idBytes + nameBytes)
     const used = FIXED_BYTES + extraBytes + idBytes + nameBytes
     at += Math.ceil(used / 8) * 8
@@ -44,10 +54,19 @@ export async function readSnapshots(file: BlockChild, header: Header): Promise<S
       l1Size,
       id: Buffer.from(texts.subarray(0, idBytes)).toString(),
       name: Buffer.from(texts.subarray(idBytes)).toString(),
+      seconds: fixed.getUint32(16),
+      nanoseconds: fixed.getUint32(20),
+      clockNs: Number(fixed.getBigUint64(24)),
+      stateBytes: extraBytes >= 8 ? Number(extra.getBigUint64(0)) : fixed.getUint32(32),
+      icount: extraBytes >= 24 ? counted(extra.getBigInt64(16)) : undefined,
       end: at,
     })
   }
   return found
+}
+
+function counted(icount: bigint): number | undefined {
+  return icount < 0n ? undefined : Number(icount)
 }
 
 async function read(file: BlockChild, offset: number, bytes: number): Promise<Uint8Array> {

@@ -13,8 +13,8 @@ import { COMPRESSED_HI, COPIED_HI, hiOf, loOf, offsetOf } from './format.ts'
 import type { Qcow2Image } from './image.ts'
 import type { Mapping } from './mapping.ts'
 import { KIND } from './mapping.ts'
+import { allSettled, inPieces, type PieceWorker } from './pieces.ts'
 import type { Reader } from './reader.ts'
-import { allSettled } from './reader.ts'
 
 /** Longest row of clusters that one step allocates. */
 const STEP_BYTES = 16 * 1024 * 1024
@@ -25,13 +25,12 @@ const FREED_LIMIT = 4096
 const ALL_BITS = 0xffffffff
 
 /** Changes. */
-export class Writer {
+export class Writer implements PieceWorker {
   readonly #image: Qcow2Image
   readonly #mapping: Mapping
   readonly #reader: Reader
   readonly #claims: Claims
-  /** Bytes that the last `#writeNewNow` took. */
-  #took = 0
+  took = 0
 
   constructor(image: Qcow2Image, mapping: Mapping, reader: Reader, claims: Claims) {
     this.#image = image
@@ -43,33 +42,23 @@ export class Writer {
   /** Stores `buf` at guest byte `offset`. */
   write(offset: number, buf: Uint8Array): Pending {
     this.#image.checkAlive()
-    let waits: Promise<void>[] | undefined
-    for (let done = 0; done < buf.length; ) {
-      let pending: Pending
-      let bytes = buf.length - done
-      try {
-        if (!this.#image.geometry.extended && this.#inPlace(offset + done, bytes)) {
-          bytes = this.#mapping.bytes
-          const part = bytes === buf.length ? buf : buf.subarray(done, done + bytes)
-          pending = this.#writeData(this.#mapping.host, part)
-        } else {
-          const rest = done === 0 ? buf : buf.subarray(done)
-          pending = this.#writeNewNow(offset + done, rest)
-          if (this.#took > 0) bytes = this.#took
-          else pending = this.#writeSlow(offset + done, rest)
-        }
-      } catch (error) {
-        if (waits === undefined) throw error
-        pending = Promise.reject(error)
-        bytes = buf.length - done
-      }
-      if (pending !== undefined) {
-        waits ??= []
-        waits.push(pending)
-      }
-      done += bytes
-    }
+    const waits = inPieces(this, offset, buf)
     return waits === undefined ? undefined : this.#image.numbered(() => allSettled(waits))
+  }
+
+  piece(offset: number, rest: Uint8Array): Pending {
+    if (!this.#image.geometry.extended && this.#inPlace(offset, rest.length)) {
+      const { bytes } = this.#mapping
+      this.took = bytes
+      return this.#writeData(
+        this.#mapping.host,
+        bytes === rest.length ? rest : rest.subarray(0, bytes),
+      )
+    }
+    const pending = this.#writeNewNow(offset, rest)
+    if (this.took > 0) return pending
+    this.took = rest.length
+    return this.#writeSlow(offset, rest)
   }
 
   /** The run at `offset` (left in the mapping) is ours alone and nobody works on it. */
@@ -271,10 +260,10 @@ export class Writer {
 
   /**
    * As `#writeNew` while nothing has to be waited for but the data themselves.
-   * `#took` says how many bytes it took; 0: nothing was done.
+   * `took` says how many bytes it took; 0: nothing was done.
    */
   #writeNewNow(offset: number, buf: Uint8Array): Pending {
-    this.#took = 0
+    this.took = 0
     const image = this.#image
     const { clusterBytes, extended } = image.geometry
     const special = extended || image.lazy || image.data !== image.file
@@ -295,7 +284,7 @@ export class Writer {
     const cluster = image.refcounts.allocateNow(clusters)
     if (cluster === undefined) return undefined
     const host = cluster * clusterBytes
-    this.#took = data.length
+    this.took = data.length
     return this.#putNew(offset, data, first, last, host)
   }
 

@@ -78,10 +78,19 @@ function add(graph: BlockGraph, args: JsonObject): Step {
   return { undo: () => void node.bitmaps.remove(name) }
 }
 
+// Until the end of a transaction it is in use: its name is not free, and it records what is written.
 function remove(bitmap: NamedBitmap): Step {
-  const { enabled, node } = bitmap
-  node.bitmaps.remove(bitmap.name)
-  return { undo: () => node.bitmaps.restore(bitmap, enabled) }
+  const { name, node } = bitmap
+  bitmap.checkFree()
+  bitmap.checkWritable()
+  const release = bitmap.use()
+  return {
+    commit: () => {
+      release()
+      node.bitmaps.remove(name)
+    },
+    undo: release,
+  }
 }
 
 function record(bitmap: NamedBitmap, on: boolean): Step {

@@ -53,7 +53,9 @@ export function commitEnds(graph: BlockGraph, root: BlockNode, args: JsonObject)
 
 function commitTop(graph: BlockGraph, root: BlockNode, args: JsonObject): BlockNode {
   const file = optionalText(args, 'top')
-  if (file !== undefined && nodeFilename(root) !== file) return belowByFile(root, file)
+  if (file !== undefined && nodeFilename(root) !== file) {
+    return findBelow(root, file) ?? refuse(`Top image file ${file} not found`)
+  }
   return byNode(graph, root, optionalText(args, 'top-node')) ?? root
 }
 
@@ -127,19 +129,45 @@ function streamBase(graph: BlockGraph, top: BlockNode, args: JsonObject): BlockN
 
 /** The image below `top` whose file has that name. */
 function belowByFile(top: BlockNode, file: string): BlockNode {
+  return findBelow(top, file) ?? refuse(`Can't find '${file}' in the backing chain`)
+}
+
+function findBelow(top: BlockNode, file: string): BlockNode | undefined {
   let overlay = top
   for (const node of chainOf(top).slice(1)) {
     if (node.definition.kind === 'filter') continue
     if (isFileOf(node, overlay, file)) return node
     overlay = node
   }
-  return refuse(`Can't find '${file}' in the backing chain`)
+  return undefined
 }
 
 function isFileOf(node: BlockNode, overlay: BlockNode, file: string): boolean {
-  const own = nodeFilename(node)
+  if (nodeFilename(node) === file) return true
+  const [own, above] = [fileUnder(node), fileUnder(overlay)]
   if (own === file) return true
-  const above = nodeFilename(overlay)
   if (!above.startsWith('/') || !own.startsWith('/')) return false
   return resolve(dirname(above), file) === resolve(own)
+}
+
+// A node that differs from what its header says has no plain name, but its file still has one.
+function fileUnder(node: BlockNode): string {
+  return node.child('file')?.node.driver?.filename?.() ?? nodeFilename(node)
+}
+
+/**
+ * The name of an image as an overlay writes it down. What jobs do below is none of its business: an
+ * image over their filters, or over a link that they are about to write down, has its plain name.
+ */
+export function imageName(node: BlockNode): string {
+  if (chainOf(node).some(hasJob)) return fileUnder(node)
+  const below = chainOf(node)
+    .slice(1)
+    .find((next) => next.definition.kind !== 'filter')
+  const shown = below === undefined ? undefined : imageName(below)
+  return node.driver?.backingFilename?.() === shown ? fileUnder(node) : nodeFilename(node)
+}
+
+function hasJob(node: BlockNode): boolean {
+  return [...node.parents].some((edge) => edge.role === 'job')
 }

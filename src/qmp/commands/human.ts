@@ -42,6 +42,8 @@ async function run(
 ): Promise<string> {
   const [name = '', ...rest] = words
   switch (name) {
+    case '':
+      return ''
     case 'drive_add':
       await driveAdd(graph, rest)
       return ''

@@ -44,6 +44,7 @@ const exportAdd = union(
       'description?': str,
       'bitmaps?': list(bitmapRef),
       'allocation-depth?': bool,
+      'x-exclusive?': bool,
     },
   },
 )
@@ -159,6 +160,7 @@ async function exportAddCommand(
     writable: flagOf(args, 'writable'),
     writethrough: flagOf(args, 'writethrough'),
     allocationDepth: flagOf(args, 'allocation-depth'),
+    exclusive: flagOf(args, 'x-exclusive'),
     bitmaps: listOf(args, 'bitmaps').map((bitmap) => bitmapName(nodeName, bitmap)),
   })
 }

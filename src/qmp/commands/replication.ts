@@ -5,6 +5,7 @@
  * - The status query never fails: it says what is wrong.
  */
 import type { BlockGraph } from '../../block/graph.ts'
+import type { ForwardFailure } from '../../replication/primary.ts'
 import type { ReplicationStatus } from '../../replication/registry.ts'
 import { asBlockError } from '../../util/errors.ts'
 import { type CommandTable, command, flagOf, refuse, textOf } from '../command.ts'
@@ -26,7 +27,7 @@ export function replicationCommands(
           refuse("Parameter 'failover' is only for stopping replication")
         }
         if (enable) await replication.startAll(flagOf(args, 'primary') ? 'primary' : 'secondary')
-        else await replication.stopAll(flagOf(args, 'failover'))
+        else await stop(replication, flagOf(args, 'failover'))
       },
     ),
     'xen-colo-do-checkpoint': command({}, () => replication.checkpointAll()),
@@ -44,19 +45,35 @@ export function replicationCommands(
   }
 }
 
+// Told to take over, a node that has nothing to take over is no failure.
+async function stop(replication: ReplicationControl, failover: boolean): Promise<void> {
+  try {
+    await replication.stopAll(failover)
+  } catch (error) {
+    if (!failover || asBlockError(error).code !== 'EINVAL') throw error
+  }
+}
+
 function shown(status: ReplicationStatus): JsonValue {
   return {
     'node-name': status.node,
     mode: status.mode,
     stage: status.stage,
     ...(status.error === undefined ? {} : { error: status.error }),
+    ...(status.cause === undefined ? {} : { cause: status.cause }),
     epoch: status.epoch,
+    'checkpoint-age-ms': status.checkpointAgeMs,
     'last-pause-ms': status.lastPauseMs,
     'copied-bytes': status.copiedBytes,
     'forward-failures': status.forwardFailures,
+    ...(status.lastFailure === undefined ? {} : { 'last-failure': failed(status.lastFailure) }),
     'missing-bytes': status.missingBytes,
     'copy-failures': status.copyFailures,
   }
+}
+
+function failed({ offset, bytes, code, message, atMs }: ForwardFailure): JsonValue {
+  return { offset, length: bytes, code, error: message, 'at-ms': atMs }
 }
 
 function replicationStatus(replication: ReplicationControl): JsonValue {

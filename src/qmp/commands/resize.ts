@@ -8,6 +8,7 @@ import { BlockBackend } from '../../block/backend.ts'
 import { PERM } from '../../block/driver.ts'
 import type { BlockGraph } from '../../block/graph.ts'
 import type { BlockNode } from '../../block/node.ts'
+import { nodeTruncate } from '../../block/truncate.ts'
 import { BlockError } from '../../util/errors.ts'
 import { refuse } from '../command.ts'
 
@@ -15,21 +16,17 @@ import { refuse } from '../command.ts'
 export async function resizeNode(graph: BlockGraph, node: BlockNode, size: number): Promise<void> {
   if (size < 0) refuse("Parameter 'size' expects a >0 size")
   if (size % 512 !== 0) refuse('The new size must be a multiple of 512')
-  node.blockers.check('resize', node.name)
-  const driver = node.needDriver()
-  if (driver.truncate === undefined) {
-    throw new BlockError('ENOTSUP', 'Image format driver does not support resize', {
-      node: node.name,
-    })
+  if (node.blockers.reason('resize') !== undefined) {
+    throw new BlockError('EBUSY', `Device '${node.name}' is in use`, { node: node.name })
   }
   const backend = await BlockBackend.create(graph, node, {
     perm: PERM.RESIZE,
     shared: PERM.ALL,
-    description: 'a resize',
+    description: 'an unnamed block device',
   })
   try {
     await graph.withDrained(node, async () => {
-      await driver.truncate?.(size)
+      await nodeTruncate(backend.root, size)
       for (const any of graph.nodes()) any.bitmaps.fitLength()
     })
   } finally {

@@ -6,6 +6,7 @@
  * - A node under an overlay is read-only unless somebody still writes it.
  */
 
+import type { BlockdevOptions } from '../../block/driver.ts'
 import type { BlockGraph } from '../../block/graph.ts'
 import { checkFreeName } from '../../block/names.ts'
 import type { BlockNode } from '../../block/node.ts'
@@ -16,6 +17,9 @@ import type { JsonObject } from '../json.ts'
 import { nodeFilename } from '../node-info.ts'
 import { oneOf, str } from '../schema.ts'
 import { commandOf, type DeedTable, deed, type Step } from './deed.ts'
+
+/** The longest name of a backing image that an image can hold. */
+const MOST_NAME_BYTES = 1023
 
 /** What can be done about overlays in a transaction. */
 export function snapshotDeeds(graph: BlockGraph): DeedTable {
@@ -58,7 +62,7 @@ async function putOver(graph: BlockGraph, node: BlockNode, overlay: BlockNode): 
     refuse('The overlay does not support backing images')
   }
   if (overlay.child('backing') !== undefined) refuse('The overlay already has a backing image')
-  const plain = overlay.options
+  const plain = optionsOf(overlay)
   const cut = (): Promise<void> =>
     graph.reopen([{ node: overlay, options: { ...plain, backing: null } }])
   await graph.withDrained(node, async () => {
@@ -79,6 +83,12 @@ async function putOver(graph: BlockGraph, node: BlockNode, overlay: BlockNode): 
   }
 }
 
+// A child that was opened with the overlay stays as it is, whatever it was opened with.
+function optionsOf(overlay: BlockNode): BlockdevOptions {
+  const file = overlay.child('file')?.node.name
+  return file === undefined ? overlay.options : { ...overlay.options, file }
+}
+
 // Whoever still writes below an overlay was let in on purpose.
 async function freeze(graph: BlockGraph, node: BlockNode): Promise<void> {
   try {
@@ -93,14 +103,17 @@ async function snapshotSync(graph: BlockGraph, args: JsonObject): Promise<Step> 
   const node = graph.lookup(optionalText(args, 'device'), nodeName)
   const name = optionalText(args, 'snapshot-node-name')
   if (nodeName !== undefined && name === undefined) refuse('New overlay node-name missing')
+  node.blockers.check('external-snapshot', node.name)
   if (name !== undefined && graph.find(name) !== undefined) {
     refuse('New overlay node-name already in use')
   }
   checkFreeName(graph, name)
-  node.blockers.check('external-snapshot', node.name)
   const format = optionalText(args, 'format') ?? 'qcow2'
   const filename = textOf(args, 'snapshot-file')
   checkFormat(graph, format)
+  if (optionalText(args, 'mode') !== 'existing' && filename === nodeFilename(node)) {
+    refuse('Error: Trying to create an image with the same filename as the backing file')
+  }
   checkUnused(graph, filename)
   if (optionalText(args, 'mode') !== 'existing') await createOverlay(node, format, filename)
   const overlay = await graph.open({
@@ -148,7 +161,7 @@ function checkFormat(graph: BlockGraph, format: string): void {
 }
 
 /** An image that is open must not be written over. */
-function checkUnused(graph: BlockGraph, filename: string): void {
+export function checkUnused(graph: BlockGraph, filename: string): void {
   for (const node of graph.nodes()) {
     if (node.definition.kind !== 'protocol' || node.driver?.filename?.() !== filename) continue
     throw new BlockError('EBUSY', 'Failed to get "write" lock', { node: node.name })
@@ -187,6 +200,10 @@ async function changeBackingFile(graph: BlockGraph, args: JsonObject): Promise<v
   try {
     const name = textOf(args, 'backing-file')
     const format = backing.node.definition.name
+    // Longer than an image can hold: the same words as for any other refusal of the format.
+    if (Buffer.byteLength(name) > MOST_NAME_BYTES) {
+      refuse(`Could not change backing file to '${name}': Invalid argument`)
+    }
     await graph.withDrained(image, () => driver.changeBackingFile?.(name, format))
   } finally {
     if (readOnly) await graph.setReadOnly(image, true)

@@ -20,16 +20,20 @@ import {
   refuse,
   textOf,
 } from '../command.ts'
-import type { JsonObject } from '../json.ts'
-import { nodeFilename } from '../node-info.ts'
-import { bool, int, type Members, oneOf, str, struct, uint32 } from '../schema.ts'
+import { isObject, type JsonObject } from '../json.ts'
+import { bool, int, type Members, oneOf, type Schema, str, struct, uint32 } from '../schema.ts'
 import type { MonitorServices } from '../services.ts'
-import { chainOf, commitEnds, streamEnds } from './chain-ends.ts'
+import { chainOf, commitEnds, imageName, streamEnds } from './chain-ends.ts'
 import { commandOf, type Deed, type DeedTable, deed, type Step } from './deed.ts'
 
-const onError = oneOf('report', 'ignore', 'enospc', 'stop', 'auto')
-const syncModes = oneOf('top', 'full', 'none', 'incremental', 'bitmap')
-const lifeMembers: Members = { 'auto-finalize?': bool, 'auto-dismiss?': bool }
+/** What a job does about an error. */
+export const onError: Schema = oneOf('report', 'ignore', 'enospc', 'stop', 'auto')
+/** How much is copied. */
+export const syncModes: Schema = oneOf('top', 'full', 'none', 'incremental', 'bitmap')
+/** The most that a 32-bit number holds. */
+const MOST_WORKERS = 2 ** 31 - 1
+/** Whether a job waits for its user at its end. */
+export const lifeMembers: Members = { 'auto-finalize?': bool, 'auto-dismiss?': bool }
 
 /** The commands that start jobs. */
 export function startJobCommands(services: MonitorServices): CommandTable {
@@ -92,26 +96,26 @@ export function backupDeeds(services: MonitorServices): DeedTable {
   return { 'blockdev-backup': blockdevBackupDeed(services) }
 }
 
+/** What backups by node and by file name take alike. */
+export const backupMembers: Members = {
+  'job-id?': str,
+  device: str,
+  sync: syncModes,
+  'speed?': int,
+  'bitmap?': str,
+  'bitmap-mode?': oneOf('on-success', 'never', 'always'),
+  'compress?': bool,
+  'discard-source?': bool,
+  'on-source-error?': onError,
+  'on-target-error?': onError,
+  ...lifeMembers,
+  'filter-node-name?': str,
+  'x-perf?': struct({ 'use-copy-range?': bool, 'max-workers?': int, 'max-chunk?': int }),
+  target: str,
+}
+
 function blockdevBackupDeed(services: MonitorServices): Deed {
-  return deed(
-    {
-      'job-id?': str,
-      device: str,
-      sync: syncModes,
-      'speed?': int,
-      'bitmap?': str,
-      'bitmap-mode?': oneOf('on-success', 'never', 'always'),
-      'compress?': bool,
-      'on-source-error?': onError,
-      'on-target-error?': onError,
-      ...lifeMembers,
-      'filter-node-name?': str,
-      'x-perf?': struct({ 'use-copy-range?': bool, 'max-workers?': uint32, 'max-chunk?': int }),
-      target: str,
-    },
-    (args, group) => blockdevBackup(services, args, group),
-    true,
-  )
+  return deed(backupMembers, (args, group) => blockdevBackup(services, args, group), true)
 }
 
 async function blockCommit(services: MonitorServices, args: JsonObject): Promise<void> {
@@ -121,8 +125,8 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
   if (root === undefined) {
     throw new BlockError('DEVICE_NOT_FOUND', `Device '${device}' not found`)
   }
-  root.blockers.check('commit-source', root.name)
   if (!root.isRootNode) refuse('Need a root block node')
+  root.blockers.check('commit-source', root.name)
   const { top, base } = commitEnds(graph, root, args)
   const active = top === root
   const given = optionalText(args, 'backing-file')
@@ -135,7 +139,7 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
     device: root,
     top,
     base,
-    backingFile: given ?? nodeFilename(base),
+    backingFile: given ?? imageName(base),
     autoComplete: !active,
     showReady: active,
     ...commonOptions(args),
@@ -144,7 +148,7 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
 }
 
 async function blockStream(services: MonitorServices, args: JsonObject): Promise<void> {
-  const { graph, jobs } = services
+  const { graph, jobs, pool } = services
   const ends = streamEnds(graph, args)
   const backingFile = optionalText(args, 'backing-file')
   for (const node of ends.walked) node.blockers.check('stream', node.name)
@@ -152,32 +156,52 @@ async function blockStream(services: MonitorServices, args: JsonObject): Promise
     refuse('backing file specified, but streaming the entire chain')
   }
   await startStream(graph, jobs, {
+    pool,
     jobId: jobIdOf(args),
     top: ends.top,
     bottom: ends.bottom,
     backingFile,
-    nameOf: nodeFilename,
+    nameOf: imageName,
     ...commonOptions(args),
     onError: policyOf(args, 'on-error'),
   })
 }
 
-async function blockdevBackup(
+function blockdevBackup(
   services: MonitorServices,
   args: JsonObject,
   group: Transaction | undefined,
 ): Promise<Step> {
-  const { graph, jobs, pool } = services
-  const [device, target] = [textOf(args, 'device'), textOf(args, 'target')]
+  const { graph } = services
+  const [device, name] = [textOf(args, 'device'), textOf(args, 'target')]
   const source = graph.lookup(device, device)
-  const to = graph.lookup(target, target)
+  const target = graph.lookup(name, name)
+  return backupOnto(services, args, { source, target, group })
+}
+
+/** The disks of a backup, and what it completes with. */
+export interface BackupEnds {
+  readonly source: BlockNode
+  readonly target: BlockNode
+  readonly group: Transaction | undefined
+}
+
+/** Prepares a backup with the options of a command. Errors: those of the command. */
+export async function backupOnto(
+  services: MonitorServices,
+  args: JsonObject,
+  { source, target, group }: BackupEnds,
+): Promise<Step> {
+  const { graph, jobs, pool } = services
+  checkPerformance(args, target)
   const { job } = await createBackup(graph, jobs, pool, {
     jobId: jobIdOf(args),
     transaction: group,
     source,
-    target: to,
+    target,
     ...backupSync(args, source),
     compress: args.compress === true,
+    discardSource: args['discard-source'] === true,
     onSourceError: policyOf(args, 'on-source-error'),
     onTargetError: policyOf(args, 'on-target-error'),
     ...commonOptions(args),
@@ -190,6 +214,22 @@ async function blockdevBackup(
   }
 }
 
+// The limits are checked and the copying follows its own: it is bounded by what it may keep in memory.
+function checkPerformance(args: JsonObject, target: BlockNode): void {
+  const limits = args['x-perf']
+  if (!isObject(limits)) return
+  const workers = optionalNumber(limits, 'max-workers') ?? 64
+  const chunk = optionalNumber(limits, 'max-chunk') ?? 0
+  if (workers < 1 || workers > MOST_WORKERS) {
+    refuse(`max-workers must be between 1 and ${MOST_WORKERS}`)
+  }
+  if (chunk < 0) refuse('max-chunk must be zero (which means no limit) or positive')
+  const cluster = Math.max(64 * 1024, target.driver?.limits.clusterSize ?? 0)
+  if (chunk !== 0 && chunk < cluster) {
+    refuse(`Required max-chunk (${chunk}) is less than backup cluster size (${cluster})`)
+  }
+}
+
 type BackupSync = Pick<BackupOptions, 'sync' | 'bitmap'>
 
 /** How much is copied, by which bitmap. Errors: EINVAL, and those of the bitmap. */
@@ -199,8 +239,8 @@ function backupSync(args: JsonObject, source: BlockNode): BackupSync {
   const given = optionalText(args, 'bitmap-mode')
   const byBitmap = sync === 'bitmap' || sync === 'incremental'
   if (name === undefined) {
-    if (given !== undefined) refuse('Cannot specify bitmap sync mode without a bitmap')
     if (byBitmap) refuse(`must provide a valid bitmap name for '${sync}' sync mode`)
+    if (given !== undefined) refuse('Cannot specify bitmap sync mode without a bitmap')
     return { sync: wholeSync(sync) }
   }
   const bitmap = source.bitmaps.get(name)
@@ -228,20 +268,38 @@ function wholeSync(sync: string): 'full' | 'top' | 'none' {
 }
 
 async function blockdevMirror(services: MonitorServices, args: JsonObject): Promise<void> {
-  const { graph, jobs, pool } = services
+  const { graph } = services
   const [device, target] = [textOf(args, 'device'), textOf(args, 'target')]
   const source = graph.lookup(device, device)
-  const to = graph.lookup(target, target)
+  await mirrorOnto(services, args, { source, target: graph.lookup(target, target) })
+}
+
+/** The disks of a mirror. */
+export interface MirrorEnds {
+  readonly source: BlockNode
+  readonly target: BlockNode
+  /** The target was just made, and shows nothing. */
+  readonly emptyTarget?: boolean
+}
+
+/** Starts a mirror with the options of a command. Errors: those of the command. */
+export async function mirrorOnto(
+  services: MonitorServices,
+  args: JsonObject,
+  { source, target, emptyTarget }: MirrorEnds,
+): Promise<void> {
+  const { graph, jobs, pool } = services
   const sync = textOf(args, 'sync')
   if (sync === 'bitmap' || sync === 'incremental') refuse(`Sync mode '${sync}' not supported`)
   if ((optionalNumber(args, 'buf-size') ?? 0) < 0) refuse("Invalid parameter 'buf-size'")
   await startMirror(graph, jobs, pool, {
     jobId: jobIdOf(args),
     source,
-    target: to,
+    target,
+    emptyTarget,
     sync: sync === 'top' || sync === 'none' ? sync : 'full',
     replaces: optionalText(args, 'replaces'),
-    granularity: optionalNumber(args, 'granularity'),
+    granularity: optionalNumber(args, 'granularity') || undefined,
     copyMode: args['copy-mode'] === 'write-blocking' ? 'write-blocking' : 'background',
     onSourceError: policyOf(args, 'on-source-error'),
     onTargetError: policyOf(args, 'on-target-error'),

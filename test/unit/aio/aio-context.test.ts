@@ -99,7 +99,7 @@ test('aio / timer / re-armed, deleted, deleted after its deadline passed', async
   expect(log).toEqual([120, 400])
 })
 
-test('aio / coroutine / turns alternate first come first served', async () => {
+test('aio / coroutine / starts inside spawn, later turns alternate first come first served', async () => {
   const ctx = make()
   const log: string[] = []
   async function* work(name: string): Coroutine<string> {
@@ -111,7 +111,7 @@ test('aio / coroutine / turns alternate first come first served', async () => {
   }
   const a = ctx.spawn(work('a'))
   const b = ctx.spawn(() => work('b'))
-  expect(log).toEqual([])
+  expect(log).toEqual(['a0', 'b0'])
   expect(await Promise.all([a.join(), b.join()])).toEqual(['a', 'b'])
   expect(log).toEqual(['a0', 'b0', 'a1', 'b1'])
   expect(await a.join()).toBe('a')
@@ -263,13 +263,19 @@ test('aio / close / ends sleepers with ECANCELED and lets them clean up', async 
 
 test('aio / close / names what hangs instead of hanging', async () => {
   const ctx = new AioContext({ name: 'stuck' })
-  ctx.spawn(
+  let end = (): void => undefined
+  const never = new Promise<void>((resolve) => {
+    end = resolve
+  })
+  const handle = ctx.spawn(
     async function* (): Coroutine<void> {
-      yield new Promise(() => undefined)
+      yield never
     },
     { name: 'forgotten' },
   )
   const error = await ctx.close().catch((e: unknown) => e)
+  end()
+  await handle.join()
   expect((error as BlockError).code).toBe('EBUSY')
   expect((error as Error).message).toContain('forgotten (waiting)')
 })

@@ -144,12 +144,7 @@ test('aio / order / what was queued first runs first, whoever queues it', async 
   const log: number[] = []
   for (let i = 0; i < 50; i += 1) {
     if (i % 2 === 0) ctx.scheduleBh(() => log.push(i))
-    else
-      ctx.spawn(
-        (async function* (): Coroutine<void> {
-          log.push(i)
-        })(),
-      )
+    else ctx.newBh(() => log.push(i)).schedule()
   }
   await settle()
   expect(log).toEqual(Array.from({ length: 50 }, (_, i) => i))

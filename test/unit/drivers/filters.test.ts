@@ -245,7 +245,7 @@ describe('drivers / snapshot-access', () => {
     await b.graph.add(memory('t'))
     const file = { driver: 'copy-before-write', 'node-name': 'f', file: 'src', target: 't' }
     const none = { ...file, bitmap: { node: 'src', name: 'none' } }
-    await expect(b.graph.add(none)).rejects.toThrow("Bitmap 'none' not found")
+    await expect(b.graph.add(none)).rejects.toThrow("Dirty bitmap 'none' not found")
     const guest = await b.open({ ...file, bitmap: { node: 'src', name: 'b' } })
     await guest.disk.pwriteZeroes(0, MiB)
     const kept = await b.openNode(b.graph.lookup(undefined, 't'))
@@ -255,9 +255,16 @@ describe('drivers / snapshot-access', () => {
     expect(got.filter((byte) => byte !== 0).length).toBe(10)
   })
 
-  it('drivers / snapshot-access / needs a filter that keeps a snapshot', async () => {
-    await expect(
-      fresh().graph.add({ driver: 'snapshot-access', 'node-name': 'v', file: memory('m') }),
-    ).rejects.toThrow('has no snapshot to show')
+  it('drivers / snapshot-access / reads nothing without a filter that keeps a snapshot', async () => {
+    const { graph } = fresh()
+    const node = await graph.add({
+      driver: 'snapshot-access',
+      'node-name': 'v',
+      file: memory('m'),
+      'read-only': true,
+    })
+    expect(() => node.needDriver().pread(0, Buffer.alloc(512))).toThrow(
+      expect.objectContaining({ code: 'ENOTSUP' }),
+    )
   })
 })

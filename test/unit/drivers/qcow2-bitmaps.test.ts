@@ -1,31 +1,11 @@
 import * as fs from 'node:fs'
-import { afterEach, describe, expect, it } from 'vitest'
-import type { BlockdevOptions } from '../../../src/block/driver.ts'
+import { describe, expect, it } from 'vitest'
 import type { BlockNode } from '../../../src/block/node.ts'
-import type { Qcow2CreateOptions } from '../../../src/drivers/qcow2/create.ts'
-import { createQcow2 } from '../../../src/drivers/qcow2/create.ts'
-import { Bench, haveTool, qemuCheck, run } from './qcow2-support.ts'
+import { freshImage, haveTool, qcow2, qemuCheck, run } from './qcow2-support.ts'
 
 const KiB = 1024
 const MiB = KiB * KiB
 const ones = (bytes: number): Uint8Array => new Uint8Array(bytes).fill(1)
-
-let bench: Bench | undefined
-afterEach(async () => {
-  await bench?.close()
-  bench = undefined
-})
-
-function qcow2(path: string, more: Partial<BlockdevOptions> = {}): BlockdevOptions {
-  return { driver: 'qcow2', 'node-name': 'a', file: { driver: 'file', filename: path }, ...more }
-}
-
-async function fresh(options: Qcow2CreateOptions): Promise<{ b: Bench; path: string }> {
-  bench = new Bench()
-  const path = bench.path('a')
-  await createQcow2(path, options)
-  return { b: bench, path }
-}
 
 const shown = (node: BlockNode): [string, number, boolean, boolean][] =>
   node.bitmaps.list().map((b) => [b.name, b.bits.count, b.enabled, b.inconsistent])
@@ -41,7 +21,7 @@ function stored(path: string): [string, string[]][] {
 describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () => {
   for (const clusterSize of [512, 4096, 65536])
     it(`qcow2 / bitmaps / come back after a close, clusters of ${clusterSize}`, async () => {
-      const { b, path } = await fresh({ size: 16 * MiB, clusterSize })
+      const { b, path } = await freshImage({ size: 16 * MiB, clusterSize })
       const first = await b.open(qcow2(path))
       first.node.bitmaps.add({ name: 'keep', persistent: true, granularity: 512 })
       first.node.bitmaps.add({ name: 'off', persistent: true, disabled: true })
@@ -64,7 +44,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
     })
 
   it('qcow2 / bitmaps / are marked in use before the first write and stored at the end', async () => {
-    const { b, path } = await fresh({ size: 16 * MiB })
+    const { b, path } = await freshImage({ size: 16 * MiB })
     run('qemu-img', 'bitmap', '--add', path, 'keep')
     const { node, disk } = await b.open(qcow2(path))
     expect(stored(path)).toEqual([['keep', ['auto']]])
@@ -78,7 +58,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / a crash leaves them inconsistent, to be removed only', async () => {
-    const { b, path } = await fresh({ size: 16 * MiB })
+    const { b, path } = await freshImage({ size: 16 * MiB })
     run('qemu-img', 'bitmap', '--add', path, 'keep')
     const { disk } = await b.open(qcow2(path))
     await disk.pwrite(0, ones(MiB))
@@ -102,7 +82,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / rest while read-only and follow writes after a reopen', async () => {
-    const { b, path } = await fresh({ size: 16 * MiB })
+    const { b, path } = await freshImage({ size: 16 * MiB })
     run('qemu-img', 'bitmap', '--add', path, 'keep')
     const node = await b.graph.add(qcow2(path, { 'read-only': true }))
     const bitmap = node.bitmaps.need('keep')
@@ -122,7 +102,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / a reopen to read-only that fails leaves no bitmap that looks good', async () => {
-    const { b, path } = await fresh({ size: 16 * MiB })
+    const { b, path } = await freshImage({ size: 16 * MiB })
     run('qemu-img', 'bitmap', '--add', path, 'keep')
     const { node, disk } = await b.open(qcow2(path))
     await disk.pwrite(0, ones(100))
@@ -135,7 +115,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / bits agree with what foreign tools wrote and read', async () => {
-    const { b, path } = await fresh({ size: 64 * MiB, clusterSize: 4096 })
+    const { b, path } = await freshImage({ size: 64 * MiB, clusterSize: 4096 })
     run('qemu-img', 'bitmap', '--add', '-g', '512', path, 'b')
     run('qemu-io', '-c', 'write 1000 600', '-c', 'write 40M 3M', path)
     const { node, disk } = await b.open(qcow2(path))
@@ -151,7 +131,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / are dropped when a tool that does not know them wrote the image', async () => {
-    const { b, path } = await fresh({ size: 16 * MiB })
+    const { b, path } = await freshImage({ size: 16 * MiB })
     run('qemu-img', 'bitmap', '--add', path, 'keep')
     const fd = fs.openSync(path, 'r+')
     fs.writeSync(fd, Uint8Array.of(0), 0, 1, 95)
@@ -165,7 +145,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / follow the image when it grows', async () => {
-    const { b, path } = await fresh({ size: MiB })
+    const { b, path } = await freshImage({ size: MiB })
     const { node, disk } = await b.open(qcow2(path))
     const bitmap = node.bitmaps.add({ name: 'keep', persistent: true })
     await disk.pwrite(0, ones(100))
@@ -180,7 +160,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / bitmaps (needs qemu-img)', () =>
   })
 
   it('qcow2 / bitmaps / a broken directory is refused with its reason', async () => {
-    const { b, path } = await fresh({ size: MiB })
+    const { b, path } = await freshImage({ size: MiB })
     run('qemu-img', 'bitmap', '--add', path, 'keep')
     const bytes = fs.readFileSync(path)
     const at = bytes.indexOf(Buffer.from('23852875', 'hex'))

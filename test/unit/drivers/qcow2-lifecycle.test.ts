@@ -1,31 +1,12 @@
 import * as fs from 'node:fs'
-import { afterEach, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import type { BlockBackend } from '../../../src/block/backend.ts'
-import type { BlockdevOptions } from '../../../src/block/driver.ts'
 import { FLAG } from '../../../src/block/driver.ts'
 import type { Qcow2CreateOptions } from '../../../src/drivers/qcow2/create.ts'
-import { createQcow2 } from '../../../src/drivers/qcow2/create.ts'
-import { Bench, haveTool, qemuCheck, run } from './qcow2-support.ts'
+import { freshImage, haveTool, newBench, qcow2, qemuCheck, run } from './qcow2-support.ts'
 
 const KiB = 1024
 const MiB = KiB * KiB
-
-let bench: Bench | undefined
-afterEach(async () => {
-  await bench?.close()
-  bench = undefined
-})
-
-function qcow2(path: string, more: Partial<BlockdevOptions> = {}): BlockdevOptions {
-  return { driver: 'qcow2', 'node-name': 'a', file: { driver: 'file', filename: path }, ...more }
-}
-
-async function fresh(options: Qcow2CreateOptions): Promise<{ b: Bench; path: string }> {
-  bench = new Bench()
-  const path = bench.path('a')
-  await createQcow2(path, options)
-  return { b: bench, path }
-}
 
 async function isFilled(disk: BlockBackend, offset: number, bytes: number, value: number) {
   const got = new Uint8Array(bytes)
@@ -52,7 +33,7 @@ describe('qcow2 / makeEmpty', () => {
     it.skipIf(!haveTool('qemu-img'))(
       `qcow2 / makeEmpty / ${name} shows the backing image again`,
       async () => {
-        const { b, path } = await fresh({ size: 4 * MiB, ...options })
+        const { b, path } = await freshImage({ size: 4 * MiB, ...options })
         fs.writeFileSync(b.path('base'), Buffer.alloc(4 * MiB, 0x11))
         const backing = { driver: 'raw', file: { driver: 'file', filename: b.path('base') } }
         const { node, disk } = await b.open(qcow2(path, { backing }))
@@ -72,7 +53,7 @@ describe('qcow2 / makeEmpty', () => {
     )
 
   it('qcow2 / makeEmpty / old bytes of a child that cannot be cut do not come back', async () => {
-    const { b, path } = await fresh({ size: 4 * MiB })
+    const { b, path } = await freshImage({ size: 4 * MiB })
     const file = { driver: 'raw', size: 8 * MiB, file: { driver: 'file', filename: path } }
     fs.truncateSync(path, 8 * MiB)
     const { node, disk } = await b.open({ driver: 'qcow2', 'node-name': 'a', file })
@@ -83,7 +64,7 @@ describe('qcow2 / makeEmpty', () => {
   })
 
   it('qcow2 / makeEmpty / a fresh image shrinks back to its tables', async () => {
-    const { b, path } = await fresh({ size: 64 * MiB })
+    const { b, path } = await freshImage({ size: 64 * MiB })
     const { node, disk } = await b.open(qcow2(path))
     await disk.pwrite(0, new Uint8Array(MiB).fill(1))
     await b.graph.withDrained(node, () => node.driver?.makeEmpty?.())
@@ -93,7 +74,7 @@ describe('qcow2 / makeEmpty', () => {
 
 describe('qcow2 / dirty mark', () => {
   it('qcow2 / dirty mark / set by lazy refcounts, cleared by an orderly close', async () => {
-    const { b, path } = await fresh({ size: 16 * MiB, lazyRefcounts: true })
+    const { b, path } = await freshImage({ size: 16 * MiB, lazyRefcounts: true })
     const { disk } = await b.open(qcow2(path))
     expect(incompatible(path)).toBe(0)
     await disk.pwrite(0, new Uint8Array(512).fill(5))
@@ -105,7 +86,7 @@ describe('qcow2 / dirty mark', () => {
   it.skipIf(!haveTool('qemu-img'))(
     'qcow2 / dirty mark / a torn image is repaired at open for writing',
     async () => {
-      const { b, path } = await fresh({ size: 16 * MiB, lazyRefcounts: true })
+      const { b, path } = await freshImage({ size: 16 * MiB, lazyRefcounts: true })
       const first = await b.open(qcow2(path))
       await first.disk.pwrite(0, new Uint8Array(3 * MiB).fill(5))
       await first.disk.flush()
@@ -153,7 +134,7 @@ describe('qcow2 / bad images', () => {
   ]
   for (const [name, pokes, words] of cases)
     it(`qcow2 / bad images / ${name} is refused and not touched`, async () => {
-      const { b, path } = await fresh({ size: 64 * MiB })
+      const { b, path } = await freshImage({ size: 64 * MiB })
       poke(path, ...pokes)
       const before = fs.readFileSync(path)
       await expect(b.open(qcow2(path))).rejects.toThrow(words)
@@ -162,7 +143,7 @@ describe('qcow2 / bad images', () => {
     })
 
   it('qcow2 / bad images / a write over metadata marks the image corrupt', async () => {
-    const { b, path } = await fresh({ size: 64 * MiB })
+    const { b, path } = await freshImage({ size: 64 * MiB })
     poke(path, [0x30000, '8000000000030000'])
     const { disk } = await b.open(qcow2(path))
     const event = b.graph.events.once('BLOCK_IMAGE_CORRUPTED')
@@ -176,7 +157,7 @@ describe('qcow2 / bad images', () => {
   })
 
   it('qcow2 / bad images / unknown autoclear bits go at the first open for writing', async () => {
-    const { b, path } = await fresh({ size: MiB })
+    const { b, path } = await freshImage({ size: MiB })
     poke(path, [88, '0000000000000080'])
     await b.shut((await b.open(qcow2(path, { 'read-only': true }))).disk)
     expect(fs.readFileSync(path)[95]).toBe(0x80)
@@ -187,7 +168,7 @@ describe('qcow2 / bad images', () => {
 
 describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => {
   it('qcow2 / others / compressed clusters are read and replaced', async () => {
-    bench = new Bench()
+    const bench = newBench()
     const raw = Buffer.alloc(4 * MiB).map((_, i) => (i >> 12) & 0xff)
     fs.writeFileSync(bench.path('raw'), raw)
     const path = bench.path('a')
@@ -205,7 +186,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
   })
 
   it('qcow2 / others / a write leaves an internal snapshot as it was', async () => {
-    const { b, path } = await fresh({ size: 4 * MiB })
+    const { b, path } = await freshImage({ size: 4 * MiB })
     const first = await b.open(qcow2(path))
     await first.disk.pwrite(0, new Uint8Array(MiB).fill(1))
     await b.shut(first.disk)
@@ -223,7 +204,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
   })
 
   it('qcow2 / others / growing moves the L1 table', async () => {
-    const { b, path } = await fresh({ size: MiB, clusterSize: 512 })
+    const { b, path } = await freshImage({ size: MiB, clusterSize: 512 })
     const { node, disk } = await b.open(qcow2(path))
     await disk.pwrite(0, new Uint8Array(MiB).fill(1))
     await b.graph.withDrained(node, () => node.driver?.truncate?.(64 * MiB))
@@ -236,7 +217,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
   })
 
   it('qcow2 / others / many refcount blocks move the refcount table', async () => {
-    const { b, path } = await fresh({ size: 32 * MiB, clusterSize: 512, refcountBits: 64 })
+    const { b, path } = await freshImage({ size: 32 * MiB, clusterSize: 512, refcountBits: 64 })
     const { disk } = await b.open(qcow2(path))
     const data = new Uint8Array(MiB).fill(7)
     for (let at = 0; at < 16 * MiB; at += MiB) await disk.pwrite(at, data)
@@ -247,7 +228,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
   })
 
   it('qcow2 / others / an external raw data file equals the image', async () => {
-    bench = new Bench()
+    const bench = newBench()
     const path = bench.path('a')
     const data = bench.path('data')
     const options = `data_file=${data},data_file_raw=on`
@@ -262,7 +243,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
   })
 
   it('qcow2 / others / the backing image of the header is opened beside the image', async () => {
-    const { b, path } = await fresh({ size: MiB, backingFile: 'base', backingFormat: 'raw' })
+    const { b, path } = await freshImage({ size: MiB, backingFile: 'base', backingFormat: 'raw' })
     await expect(b.open(qcow2(path))).rejects.toThrow(
       /^Could not open backing file: Could not open '.*base': No such file or directory$/,
     )
@@ -272,7 +253,7 @@ describe.skipIf(!haveTool('qemu-img'))('qcow2 / others (needs qemu-img)', () => 
   })
 
   it('qcow2 / others / read-only and back leaves a settled image', async () => {
-    const { b, path } = await fresh({ size: MiB, lazyRefcounts: true })
+    const { b, path } = await freshImage({ size: MiB, lazyRefcounts: true })
     const { node, disk } = await b.open(qcow2(path))
     await disk.pwrite(0, new Uint8Array(512).fill(1))
     await b.graph.setReadOnly(node, true).catch((error: Error) => {

@@ -2,6 +2,7 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import * as fs from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { afterEach } from 'vitest'
 import { AioContext } from '../../../src/aio/aio-context.ts'
 import { BlockBackend } from '../../../src/block/backend.ts'
 import type { BlockdevOptions, DriverDefinition } from '../../../src/block/driver.ts'
@@ -12,6 +13,7 @@ import { blkdebugDriver } from '../../../src/drivers/blkdebug.ts'
 import { fileDriver } from '../../../src/drivers/file.ts'
 import { memoryDriver } from '../../../src/drivers/memory.ts'
 import { nullAioDriver, nullCoDriver } from '../../../src/drivers/null.ts'
+import { createQcow2, type Qcow2CreateOptions } from '../../../src/drivers/qcow2/create.ts'
 import { qcow2Driver } from '../../../src/drivers/qcow2/driver.ts'
 import { rawDriver } from '../../../src/drivers/raw.ts'
 
@@ -65,6 +67,31 @@ export class Bench {
     await this.ctx.close()
     fs.rmSync(this.dir, { recursive: true, force: true })
   }
+}
+
+/** Options of a node `a` over an image file. */
+export function qcow2(path: string, more: Partial<BlockdevOptions> = {}): BlockdevOptions {
+  return { driver: 'qcow2', 'node-name': 'a', file: { driver: 'file', filename: path }, ...more }
+}
+
+let current: Bench | undefined
+afterEach(async () => {
+  await current?.close()
+  current = undefined
+})
+
+/** The bench of a test, closed after it. */
+export function newBench(): Bench {
+  current = new Bench()
+  return current
+}
+
+/** The same with a new image. */
+export async function freshImage(options: Qcow2CreateOptions): Promise<{ b: Bench; path: string }> {
+  const b = newBench()
+  const path = b.path('a')
+  await createQcow2(path, options)
+  return { b, path }
 }
 
 /** True when the tool is there; missing under CI is a failure. */

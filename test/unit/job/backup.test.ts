@@ -22,13 +22,13 @@ async function setup(b: Bench) {
 test('job / backup / none / a worker keeps the old content until cancelled', async () => {
   await using b = bench(copyBeforeWriteDriver)
   const { source, guest, hidden } = await setup(b)
-  const { job, filter, body } = await startBackup(b.graph, b.registry, b.pool, {
+  const { job, filter, bodies } = await startBackup(b.graph, b.registry, b.pool, {
     jobId: 'b',
     source,
     target: hidden,
     sync: 'none',
   })
-  expect(body).toBeDefined()
+  expect(bodies).toHaveLength(1)
   await Promise.all(
     Array.from({ length: 32 }, (_, i) => guest.pwrite(i * 100_000, pattern(0x22, 5000))),
   )
@@ -56,7 +56,7 @@ test('job / backup / none / the death of its worker fails writes that need prote
     onDone: (error) => void results.push(error?.message),
   })
   await guest.pwrite(0, pattern(0x22, 512))
-  first.body?.terminate()
+  first.bodies[0]?.terminate()
   await first.job.done
   expect(results[0]).toMatch(/^The worker thread of the job ended/)
   await expect(async () => guest.pwrite(MIB, pattern(0x33, 512))).rejects.toThrow(

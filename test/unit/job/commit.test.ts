@@ -158,8 +158,8 @@ test('job / commit / the death of its worker ends it with a cause', async () => 
   const job = await p.start({ speed: MIB })
   const { driver } = job
   if (!(driver instanceof MirrorDriver)) throw new Error('a commit is a mirror')
-  await until(() => driver.body !== undefined && driver.body.done > 0)
-  driver.body?.terminate()
+  await until(() => (driver.bodies[0]?.done ?? 0) > 0)
+  driver.bodies[0]?.terminate()
   await job.done
   expect(job.error?.message).toMatch(/^The worker thread of the job ended/)
   expect(p.guest.node).toBe(p.top)
@@ -176,13 +176,13 @@ test('job / commit / a drain stops the worker, the end of the drain lets it go o
   const job = await p.start({ speed: 4 * MIB })
   const { driver } = job
   if (!(driver instanceof MirrorDriver)) throw new Error('a commit is a mirror')
-  await until(() => driver.body !== undefined && driver.body.done > 0)
+  await until(() => (driver.bodies[0]?.done ?? 0) > 0)
   for (const node of [p.base, p.top]) {
     await b.graph.withDrained(node, async () => {
       expect(job.busy).toBe(false)
-      const before = driver.body?.done
+      const before = driver.bodies[0]?.done
       for (let i = 0; i < 20; i++) await turn()
-      expect(driver.body?.done).toBe(before)
+      expect(driver.bodies[0]?.done).toBe(before)
     })
   }
   await b.graph.drainAllBegin()

@@ -5,10 +5,11 @@ import { expect, test } from 'vitest'
 import { fileDriver } from '../../../src/drivers/file.ts'
 import { rawDriver } from '../../../src/drivers/raw.ts'
 import { startCommit } from '../../../src/job/commit.ts'
+import { openFileView } from '../../../src/job/file-view.ts'
 import type { Job } from '../../../src/job/job.ts'
 import { MirrorDriver } from '../../../src/job/mirror.ts'
 import { startMirror } from '../../../src/job/start-mirror.ts'
-import { bench, isAll, pattern, until } from './fixture.ts'
+import { bench, isAll, pattern, plainDisk, until } from './fixture.ts'
 
 const MIB = 1024 * 1024
 
@@ -48,14 +49,35 @@ test('job / file / a worker opens raw files itself and the guest moves onto the 
   }
 })
 
-test('job / file / a file that is gone ends the job, nothing hangs', async () => {
+test('job / file / another file of the same name is never written', () => {
   const folder = mkdtempSync(join(tmpdir(), 'job-'))
-  const path = join(folder, 'target.raw')
-  writeFileSync(path, pattern(0, MIB))
-  await using b = bench(fileDriver, rawDriver)
+  try {
+    const path = join(folder, 'target.raw')
+    writeFileSync(path, pattern(0, MIB))
+    const description = { kind: 'file', filename: path, size: MIB, readOnly: false }
+    expect(() => openFileView({ ...description, identity: '0:0' })).toThrow('another file by now')
+    const view = openFileView(description)
+    expect(view.length).toBe(MIB)
+    view.close()
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+})
+
+test('job / file / a file that cannot be opened says so', () => {
+  const missing = { kind: 'file', filename: '/nowhere/disk.raw', size: MIB, readOnly: false }
+  expect(() => openFileView(missing)).toThrow('No such file or directory')
+})
+
+test('job / file / a disk that no worker can open ends the job, nothing hangs', async () => {
+  const plain = plainDisk(MIB).definition
+  const missing = { kind: 'file', filename: '/nowhere/disk.raw', size: MIB, readOnly: false }
+  await using b = bench({
+    ...plain,
+    open: async (...args) => ({ ...(await plain.open(...args)), describe: () => missing }),
+  })
   const source = await b.add({ driver: 'memory', 'node-name': 'source', size: MIB })
-  const target = await b.add({ driver: 'file', 'node-name': 'target', filename: path })
-  rmSync(folder, { recursive: true })
+  const target = await b.add({ driver: 'plain', 'node-name': 'target' })
   const options = { jobId: 'm', source, target, sync: 'full' } as const
   const job = await startMirror(b.graph, b.registry, b.pool, options)
   await job.done

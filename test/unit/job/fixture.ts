@@ -4,7 +4,7 @@ import type { BlockdevOptions, DriverDefinition } from '../../../src/block/drive
 import { NO_LIMITS, PERM } from '../../../src/block/driver.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
 import type { BlockNode } from '../../../src/block/node.ts'
-import { commitFilterDriver } from '../../../src/drivers/commit-filter.ts'
+import { commitFilterDriver, commitTopDriver } from '../../../src/drivers/commit-filter.ts'
 import { memoryDriver } from '../../../src/drivers/memory.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
 import { WorkerPool } from '../../../src/job/pool.ts'
@@ -24,9 +24,12 @@ export interface Bench extends AsyncDisposable {
 /** Builds one; everything is closed at the end of the scope. */
 export function bench(...more: DriverDefinition[]): Bench {
   const ctx = new AioContext()
-  const graph = new BlockGraph({ ctx, drivers: [memoryDriver, commitFilterDriver, ...more] })
+  const graph = new BlockGraph({
+    ctx,
+    drivers: [memoryDriver, commitFilterDriver, commitTopDriver, ...more],
+  })
   const registry = jobRegistry(graph)
-  const pool = new WorkerPool()
+  const pool = new WorkerPool({ keep: 2 })
   const events: string[] = []
   const backends: BlockBackend[] = []
   graph.events.onAny((name, data) => {

@@ -92,6 +92,58 @@ test('job / mirror / error / stop pauses and resume goes on', async () => {
   expect(isAll(disk.data, 0x11)).toBe(true)
 })
 
+test('job / mirror / convergence / a guest that outruns the copy is held until it is ready', async () => {
+  const disk = plainDisk(4 * MIB)
+  await using b = bench(disk.definition)
+  const p = await pair(b, 4 * MIB, 'plain')
+  const job = await p.mirror()
+  let over = false
+  let writes = 0
+  // A round of the copy takes many turns; each of them dirties regions all over the disk.
+  const guests = Array.from({ length: 8 }, async (_, n) => {
+    for (let i = 0; !over; i++) {
+      await p.guest.pwrite(((i * 8 + n) % 64) * 65536, pattern(i & 0xff, 65536))
+      writes += 1
+      await turn()
+    }
+  })
+  await until(() => job.ready)
+  const before = writes
+  await until(() => writes > before)
+  job.userComplete()
+  await job.done
+  over = true
+  await Promise.all(guests)
+  expect(job.error).toBeUndefined()
+  expect(p.guest.node).toBe(p.target)
+  expect(writes).toBeGreaterThan(0)
+})
+
+test('job / mirror / convergence / a pause lets held writes go', async () => {
+  const disk = plainDisk(4 * MIB)
+  await using b = bench(disk.definition)
+  const p = await pair(b, 4 * MIB, 'plain')
+  const job = await p.mirror()
+  let over = false
+  const guest = async (): Promise<void> => {
+    for (let i = 0; !over; i++) {
+      await p.guest.pwrite((i % 64) * 65536, pattern(i & 0xff, 65536))
+      await turn()
+    }
+  }
+  const writing = guest()
+  job.userPause()
+  await until(() => job.status === 'paused' || job.status === 'standby')
+  // Nobody copies now, and still every write of the guest ends.
+  await p.guest.pwrite(0, pattern(1, 65536))
+  await p.guest.pwrite(0, pattern(2, 65536))
+  over = true
+  await writing
+  job.userResume()
+  await until(() => job.ready)
+  await job.cancelSync()
+})
+
 test('job / mirror / checks / have the known sentences', async () => {
   await using b = bench()
   const p = await pair(b)

@@ -34,6 +34,7 @@ function start(b: Bench, top: BlockNode, more: Partial<StreamOptions> = {}): Pro
   return startStream(b.graph, b.registry, {
     jobId: 's',
     top,
+    pool: b.pool,
     nameOf: (node) => node.name,
     ...more,
   })

@@ -29,6 +29,13 @@ afterEach(async () => {
   open = []
 })
 
+/** Holds a request until the test is over. */
+function untilTheEnd(): Promise<void> {
+  return new Promise((resolve) => {
+    open.push({ close: async () => resolve() })
+  })
+}
+
 /** A second server at the address of the first, which was closed. */
 async function restart(served: Served, exp: { readOnly?: boolean; size?: number } = {}) {
   const server = new NbdServer({ ctx: served.ctx })
@@ -125,7 +132,7 @@ test('nbd / client / without a delay requests fail while the server is away, and
 
 test('nbd / client / with a delay requests wait, are sent again and succeed', async () => {
   const served = await start()
-  served.disk.hold = new Promise(() => undefined)
+  served.disk.hold = untilTheEnd()
   const c = await client(served, { reconnectDelayMs: 10_000 })
   const written = c.write(4096, Buffer.alloc(512, 9))
   await until(() => served.disk.log.includes('write'), 'the write on its way')
@@ -168,7 +175,7 @@ for (const [what, exp, words] of [
 test('nbd / client / a server that does not answer is given up after the request timeout', async () => {
   const served = await start()
   const c = await client(served, { requestTimeoutMs: 50 })
-  served.disk.hold = new Promise(() => undefined)
+  served.disk.hold = untilTheEnd()
   const all = Array.from({ length: 20 }, () => c.write(0, Buffer.alloc(512)))
   for (const one of await Promise.allSettled(all)) {
     expect(one).toMatchObject({ status: 'rejected', reason: { code: 'ETIMEDOUT' } })
@@ -178,7 +185,7 @@ test('nbd / client / a server that does not answer is given up after the request
 test('nbd / client / yank ends everything at once', async () => {
   const served = await start()
   const c = await client(served, { reconnectDelayMs: 10_000 })
-  served.disk.hold = new Promise(() => undefined)
+  served.disk.hold = untilTheEnd()
   const write = c.write(0, Buffer.alloc(512))
   const failed = expect(write).rejects.toMatchObject({ code: 'EIO' })
   await until(() => served.disk.log.includes('write'), 'the write on its way')

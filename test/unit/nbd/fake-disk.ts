@@ -12,6 +12,7 @@ import { BlockError } from '../../../src/util/errors.ts'
 export class FakeDisk implements ExportBackend {
   readonly bytes: Buffer
   readonly readOnly = false
+  requestAlignment = 1
   readonly log: string[] = []
   /** Bytes with the same answer in block status. */
   readonly grain: number

@@ -167,7 +167,7 @@ describe('qmp / commands / exports', () => {
     )
     const add = { type: 'nbd', id: 'e1', 'node-name': 'a' }
     expect(await refused('block-export-add', add)).toBe("NBD server already has export named 'a'")
-    await run('block-export-add', { ...add, name: 'other' })
+    await run('block-export-add', { ...add, name: 'other', 'x-exclusive': true })
     expect(await refused('block-export-add', { ...add, id: '5' })).toBe('Invalid block export id')
     expect(await refused('block-export-add', { ...add, id: 'e2', 'node-name': 'nope' })).toBe(
       "Cannot find device='' nor node-name='nope'",

@@ -24,6 +24,19 @@ describe('qmp / key-value', () => {
     })
   })
 
+  test('numbers may have the suffix of a size', () => {
+    for (const [text, size] of [
+      ['4M', 4 * 1024 * 1024],
+      ['64k', 65536],
+      ['5X', '5X'],
+      ['9999999T', '9999999T'],
+    ] as const)
+      expect(coerce(blockdevOptions, parseKeyValue(`driver=null-co,size=${text}`))).toEqual({
+        driver: 'null-co',
+        size,
+      })
+  })
+
   test('text that does not fit stays text', () => {
     expect(coerce(blockdevOptions, parseKeyValue('driver=null-co,size=big'))).toEqual({
       driver: 'null-co',

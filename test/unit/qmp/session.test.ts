@@ -17,7 +17,7 @@ class Client {
 
   constructor() {
     const commands = {
-      ...sessionCommands({ names: () => ['a', 'b'], quit: () => undefined }),
+      ...sessionCommands({ names: () => ['a', 'b'], schema: () => [], quit: () => undefined }),
       slow: command(
         {},
         () => new Promise<undefined>((resolve) => (this.release = () => resolve(undefined))),

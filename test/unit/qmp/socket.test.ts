@@ -27,7 +27,7 @@ beforeEach(() => {
     },
   })
   const commands = {
-    ...sessionCommands({ names: () => [], quit: () => undefined }),
+    ...sessionCommands({ names: () => [], schema: () => [], quit: () => undefined }),
     big: command({}, () => 'x'.repeat(1 << 20)),
   }
   server = new MonitorServer(commands, hub, new AioContext())

@@ -196,7 +196,9 @@ describe('qmp / snapshots', () => {
     expect(await sync({ format: 'zz' })).toBe("Unknown file format 'zz'")
     expect(await sync({ format: 'raw' })).toBe("Backing file not supported for file format 'raw'")
     expect(await sync({ 'node-name': 'zz' })).toBe("Cannot find device='' nor node-name='zz'")
-    expect(await sync({ 'snapshot-file': join(dir, 'a') })).toBe('Failed to get "write" lock')
+    expect(await sync({ 'snapshot-file': join(dir, 'a') })).toBe(
+      'Error: Trying to create an image with the same filename as the backing file',
+    )
     expect(await sync({ 'snapshot-file': '/nonexistent/s' })).toBe(
       "Could not create '/nonexistent/s': No such file or directory",
     )

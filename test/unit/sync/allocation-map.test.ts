@@ -16,7 +16,7 @@ describe('sync / allocation map', () => {
     const random = new Random(seed)
     for (const clusters of [1, 2, 1023, 1024, 1025, 5000]) {
       const map = AllocationMap.create(clusters)
-      let model: ClusterState[] = new Array(clusters).fill(CLUSTER.EMPTY)
+      let model = Array.from({ length: clusters }, (): ClusterState => CLUSTER.EMPTY)
       for (let step = 0; step < 300; step++) {
         const first = random.int(clusters)
         const count = 1 + random.int(Math.min(3000, clusters - first))

@@ -2,6 +2,7 @@ import { Worker } from 'node:worker_threads'
 import { afterEach, expect, test } from 'vitest'
 import { AioContext } from '../../../src/aio/aio-context.ts'
 import { ContextLock } from '../../../src/sync/context-lock.ts'
+import { Gate } from '../../../src/sync/gate.ts'
 import { pendingWaits } from '../../../src/sync/keep-alive.ts'
 import { Ring } from '../../../src/sync/ring.ts'
 import { BlockError } from '../../../src/util/errors.ts'
@@ -119,7 +120,7 @@ test('sync / context lock / a worker that dies holding it: an error for who wait
 
 test('sync / keep alive / a process that only waits for a shared word does not end', async () => {
   // The worker has nothing but one wait; without the keep-alive it would exit before the notify.
-  const words = new Int32Array(new SharedArrayBuffer(8))
+  const { words } = Gate.create()
   const worker = await start(
     `
     const { Gate } = await sync('gate')
@@ -135,7 +136,43 @@ test('sync / keep alive / a process that only waits for a shared word does not e
     worker.once('exit', () => reject(new Error('the worker ended while it waited')))
   })
   await new Promise((resolve) => setImmediate(resolve))
-  const { Gate } = await import('../../../src/sync/gate.ts')
   new Gate(words).end()
   expect(await idle).toBe('idle')
+})
+
+test('sync / context lock / threads with high numbers are told apart', () => {
+  const lock = ContextLock.create(1)
+  const high = new ContextLock(lock.words, 0, 40_000)
+  const higher = new ContextLock(lock.words, 0, 40_001)
+  high.acquireBlocking()
+  expect([lock.held, high.held, higher.held, higher.tryAcquire()]).toEqual([
+    false,
+    true,
+    false,
+    false,
+  ])
+  lock.releaseDead(40_001)
+  expect(high.held).toBe(true)
+  lock.releaseDead(40_000)
+  expect(higher.tryAcquire()).toBe(true)
+  higher.release()
+})
+
+test('sync / context lock / tickets and rounds wrap', () => {
+  const lock = ContextLock.create(1)
+  const other = new ContextLock(lock.words, 0, 2)
+  // Right before the last ticket of 32 bits: every slot stands in the round that fits it.
+  const first = -70
+  for (let ticket = first; ticket < first + 64; ticket += 1)
+    lock.words[5 + (ticket & 63)] = ((ticket >>> 6) * 0x1_0000) | 0
+  lock.words[0] = first
+  lock.words[1] = first
+  for (let i = 0; i < 200; i += 1) {
+    lock.acquireBlocking()
+    expect(other.tryAcquire()).toBe(false)
+    lock.release()
+    expect(other.tryAcquire()).toBe(true)
+    other.release()
+  }
+  expect([...lock.words.subarray(0, 5)]).toEqual([first + 400, first + 400, 0, 0, 0])
 })

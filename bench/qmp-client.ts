@@ -7,7 +7,7 @@
  * - Events are dropped; whoever needs one asks for the state instead.
  */
 import { createConnection, type Socket } from 'node:net'
-import { BlockError } from '../../index.ts'
+import { BlockError } from '../src/index.ts'
 
 /** A reply, an event or the greeting. */
 interface Message {
