@@ -43,7 +43,8 @@ export class CoMutex {
   /** Gives it up. */
   unlock(): void {
     assert(this.#locked, 'unlock follows lock')
-    const wake = this.#waiters.shift()
+    // Nearly always nobody waits; that answer costs one read.
+    const wake = this.#waiters.length === 0 ? undefined : this.#waiters.shift()
     if (wake === undefined) this.#locked = false
     else wake()
   }
