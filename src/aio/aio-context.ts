@@ -178,7 +178,9 @@ export class AioContext {
    */
   spawn<T>(work: CoroutineStart<T>, options?: SpawnOptions): CoroutineHandle<T> {
     if (this.#closed) throw new BlockError('ESHUTDOWN', `Context '${this.name}' is closed`)
-    const handle = new CoroutineHandle<T>(this.#seats, this.#originOf(options?.name ?? ''))
+    const origin =
+      options === undefined && !this.#trace ? UNNAMED : this.#originOf(options?.name ?? '')
+    const handle = new CoroutineHandle<T>(this.#seats, origin)
     this.#spent += 1
     if (this.#spent >= this.#nextLook && this.#exhausted()) handle.startLater(work)
     else if (this.#seats.current === undefined) handle.start(work)

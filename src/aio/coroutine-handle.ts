@@ -220,7 +220,7 @@ export type CoroutineStart<T> =
 const DONE: Promise<unknown> = Promise.resolve()
 
 function isCoroutine<T>(work: Coroutine<T> | MaybePromise<T>): work is Coroutine<T> {
-  return typeof work === 'object' && work !== null && 'next' in work && 'return' in work
+  return typeof work === 'object' && work !== null && 'next' in work
 }
 
 interface Later<T> {
