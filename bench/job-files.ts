@@ -17,7 +17,7 @@ import type { BenchRow } from './measure.ts'
 
 const MiB = 1024 * 1024
 const SIZE = 256 * MiB
-const ROUNDS = 4
+const ROUNDS = 7
 
 /** Writes a raw image full of bytes that are not zero. */
 function makeFull(path: string, bytes: number): void {

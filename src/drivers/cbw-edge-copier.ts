@@ -37,7 +37,9 @@ export class EdgeCopier {
       return
     }
     const spare = this.#spare.pop()
-    const whole = spare !== undefined && spare.length >= bytes ? spare : new Uint8Array(bytes)
+    // Every byte is read before it is written, so nothing has to be zeroed first.
+    const kept = spare !== undefined && spare.length >= bytes ? spare : undefined
+    const whole = kept ?? Buffer.allocUnsafeSlow(bytes)
     const buf = whole.subarray(0, bytes)
     try {
       await tagged('read', () => this.#file.pread(offset, buf))

@@ -29,10 +29,12 @@ export interface TeamSize {
   readonly targetCluster: number
 }
 
-/** How many bodies a job gets: more than one only where each can work without the main thread. */
+/**
+ * How many bodies a job gets. Two overlap a read with a write also where the main thread does one
+ * of them.
+ */
 export function teamSize(pool: WorkerPool, { bytes, options, targetCluster }: TeamSize): number {
-  const { source, target, speed } = options
-  if (source.kind !== 'attached' || target.kind !== 'attached') return 1
+  const { speed } = options
   // Two bodies that write parts of one cluster would undo each other's zeroes around them.
   if (targetCluster > PIECE_BYTES) return 1
   // A limited job is not made faster, only less even.
