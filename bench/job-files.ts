@@ -16,8 +16,8 @@ import { bestMs, rate } from './job-memory.ts'
 import type { BenchRow } from './measure.ts'
 
 const MiB = 1024 * 1024
-const SIZE = 256 * MiB
-const ROUNDS = 7
+const SIZE = 768 * MiB
+const ROUNDS = 5
 
 /** Writes a raw image full of bytes that are not zero. */
 function makeFull(path: string, bytes: number): void {
