@@ -34,8 +34,8 @@ export interface PoolRun {
 /** A source ending in `.ts` is a test run on sources; threads always load the built worker. */
 function workerFile(): string {
   const relative = import.meta.url.endsWith('.ts')
-    ? '../../dist/workers/job-worker.js'
-    : '../../workers/job-worker.js'
+    ? '../../dist/workers/job-thread.cjs'
+    : '../../workers/job-thread.cjs'
   return fileURLToPath(new URL(relative, import.meta.url))
 }
 
