@@ -2,8 +2,9 @@ import * as fs from 'node:fs'
 import type { BlockdevOptions } from '../../src/block/driver.ts'
 import type { Qcow2CreateOptions } from '../../src/drivers/qcow2/create.ts'
 import { createQcow2 } from '../../src/drivers/qcow2/create.ts'
+import { NbdServer } from '../../src/nbd/server.ts'
 import type { Bench } from '../unit/drivers/qcow2-support.ts'
-import { type DriverCase, driverSuite, viewSuite } from './driver-suite.ts'
+import { type DriverCase, driverSuite, fullBench, viewSuite } from './driver-suite.ts'
 
 const SIZE = 1024 * 1024
 
@@ -20,6 +21,21 @@ async function qcow2(
   await createQcow2(bench.path('q'), { size: SIZE, ...options })
   const below = { driver: 'file', filename: bench.path('q') }
   return { driver: 'qcow2', file: below, discard: 'unmap' }
+}
+
+/** A disk behind a server of our own, over a socket. */
+async function nbd(bench: Bench): Promise<BlockdevOptions> {
+  const far = fullBench()
+  const { disk } = await far.open({ ...memory, 'node-name': 'far' })
+  const server = new NbdServer({ ctx: far.ctx })
+  const path = bench.path('socket')
+  await server.listen({ type: 'unix', path })
+  server.addExport({ name: '', backend: disk, readOnly: false })
+  bench.onClose(async () => {
+    await server.close()
+    await far.close()
+  })
+  return { driver: 'nbd', server: { type: 'unix', path }, discard: 'unmap' }
 }
 
 const named = (options: BlockdevOptions): BlockdevOptions => ({ ...options, 'node-name': 'disk' })
@@ -97,6 +113,7 @@ const TABLE: readonly DriverCase[] = [
     reopen: NO_REOPEN,
     make: () => ({ driver: 'quorum', children: [memory, memory, memory], 'vote-threshold': 2 }),
   },
+  { name: 'nbd', make: (bench) => nbd(bench) },
   {
     name: 'preallocate',
     reopen: NO_REOPEN,

@@ -34,6 +34,7 @@ export class Bench {
   readonly graph: BlockGraph
   readonly dir: string = fs.mkdtempSync(join(tmpdir(), 'blockstep-'))
   readonly #backends: BlockBackend[] = []
+  readonly #last: (() => Promise<void>)[] = []
 
   constructor(drivers: DriverDefinition[] = DRIVERS) {
     this.graph = new BlockGraph({ ctx: this.ctx, drivers })
@@ -61,9 +62,15 @@ export class Bench {
     if (node !== undefined) await this.graph.remove(node.name)
   }
 
+  /** Ends, after the nodes, what they depend on. */
+  onClose(end: () => Promise<void>): void {
+    this.#last.push(end)
+  }
+
   async close(): Promise<void> {
     for (const disk of this.#backends) await disk.close()
     await this.graph.close()
+    for (const end of this.#last) await end()
     await this.ctx.close()
     fs.rmSync(this.dir, { recursive: true, force: true })
   }
