@@ -268,6 +268,13 @@ export class BlockGraph {
     await this.settled()
   }
 
+  /** Requests that drains wait for, a line each: the node, the range, the coroutine behind it. */
+  report(): string[] {
+    return this.nodes().flatMap((node) =>
+      node.tracked.report().map((line) => `node '${node.name}': ${line}`),
+    )
+  }
+
   /** Begins a drained section on a node. */
   drainedBegin(node: BlockNode): Promise<void> {
     return this.drains.begin(node)

@@ -64,7 +64,7 @@ export class BlockNode implements EdgeOwner {
   /** Reasons against operations. */
   readonly blockers: OpBlockers = new OpBlockers()
   /** Requests that wait for something. */
-  readonly tracked: TrackedRequests = new TrackedRequests()
+  readonly tracked: TrackedRequests
   /** Told of every write-class request after it ended (dirty bitmaps). */
   readonly writeListeners: Set<WriteListener> = new Set()
   /** Named dirty bitmaps. */
@@ -84,6 +84,7 @@ export class BlockNode implements EdgeOwner {
     readOnly: boolean,
   ) {
     this.graph = graph
+    this.tracked = new TrackedRequests(graph.ctx)
     this.definition = definition
     this.name = name
     this.options = options

@@ -7,8 +7,12 @@
  * - Nobody waits for a request that is itself waiting, so there are no cycles.
  */
 
+import type { CoroutineIdentity } from '../aio/coroutine-handle.ts'
+
 /** One request on its way. */
 export interface TrackedRequest {
+  /** The coroutine that made it, when it was made in a coroutine's turn. */
+  readonly by: CoroutineIdentity | undefined
   readonly offset: number
   readonly end: number
   readonly serialising: boolean
@@ -17,11 +21,22 @@ export interface TrackedRequest {
   waiters: (() => void)[] | undefined
 }
 
+/** Whoever knows whose turn it is. */
+interface Turns {
+  readonly current: CoroutineIdentity | undefined
+}
+
 /** The requests of one node. */
 export class TrackedRequests {
   /** How many of them exclude others. */
   serialising = 0
   readonly #live = new Set<TrackedRequest>()
+  readonly #turns: Turns
+
+  /** `turns`: the context that the node's requests are made in. */
+  constructor(turns: Turns) {
+    this.#turns = turns
+  }
 
   /** How many requests are on their way. */
   get size(): number {
@@ -31,6 +46,7 @@ export class TrackedRequests {
   /** Registers a request. */
   add(offset: number, bytes: number, serialising: boolean): TrackedRequest {
     const request: TrackedRequest = {
+      by: this.#turns.current,
       offset,
       end: offset + bytes,
       serialising,
@@ -40,6 +56,15 @@ export class TrackedRequests {
     if (serialising) this.serialising++
     this.#live.add(request)
     return request
+  }
+
+  /** What is on its way, the oldest first, for whoever wonders what a drain waits for. */
+  report(): string[] {
+    return [...this.#live].map(({ offset, end, serialising, waiting, by }) => {
+      const range = `${offset}+${end - offset}`
+      const traits = [serialising ? 'serialising' : '', waiting ? 'waiting for another' : '']
+      return [range, ...traits, by === undefined ? '' : `by ${by.name}`].filter(Boolean).join(', ')
+    })
   }
 
   /** Ends a request and wakes whoever waits for it. */
