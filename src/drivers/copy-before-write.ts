@@ -24,7 +24,7 @@ import { EdgeCopier } from './cbw-edge-copier.ts'
 /** Smallest unit that is copied, in bytes. */
 const CLUSTER_MIN = 65536
 /** Longest run that is copied at once, in bytes; a longer write is copied in turns. */
-const RUN_BYTES = 1024 * 1024
+const RUN_BYTES = 4 * 1024 * 1024
 
 /** What the filter did so far. */
 export interface CopyCounters {
@@ -36,6 +36,8 @@ export interface CopyCounters {
   readonly failures: number
   /** Clusters that are being copied now. */
   readonly inFlight: number
+  /** Writes that had to wait for a copy. */
+  readonly writesHeld: number
 }
 
 interface CbwOptions {
@@ -68,6 +70,7 @@ export class CopyBeforeWrite implements BlockDriver {
   #epochBytes = 0
   #totalBytes = 0
   #failures = 0
+  #writesHeld = 0
 
   constructor(node: BlockNode, file: BlockChild, target: BlockChild, options: CbwOptions) {
     this.#node = node
@@ -119,6 +122,7 @@ export class CopyBeforeWrite implements BlockDriver {
       totalBytes: this.#totalBytes,
       failures: this.#failures,
       inFlight: this.#map.claims,
+      writesHeld: this.#writesHeld,
     }
   }
 
@@ -291,6 +295,7 @@ export class CopyBeforeWrite implements BlockDriver {
   }
 
   async #copyFirst(first: number, last: number): Promise<void> {
+    this.#writesHeld += 1
     try {
       const copied = this.#copyRange(first, last)
       await (this.#options.timeoutMs > 0 ? this.#limited(copied) : copied)

@@ -20,6 +20,7 @@ export interface CopyBeforeWriteFilter {
     readonly totalBytes: number
     readonly failures: number
     readonly inFlight: number
+    readonly writesHeld: number
   }
   setCopier(copier: ClusterCopier | undefined): void
   loseProtection(cause: BlockError): void

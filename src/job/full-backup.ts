@@ -17,6 +17,12 @@ import { errorAction, type OnError } from './policy.ts'
 
 /** Bytes copied at a time, at least a cluster. */
 const PIECE_BYTES = 1024 * 1024
+/** The same on a large disk whose guest keeps still: nobody waits behind such a piece. */
+const QUIET_PIECE_BYTES = 4 * 1024 * 1024
+/** A guest whose write had to wait counts as awake for so many pieces. */
+const AWAKE_PIECES = 512
+/** From this length on a disk is large. */
+const LARGE_BYTES = 256 * 1024 * 1024
 
 /** What a full backup works on. */
 export interface FullBackupPlan {
@@ -46,10 +52,19 @@ export async function copyEverything(job: Job, plan: FullBackupPlan): Promise<vo
   const length = plan.source.length()
   const { clusterSize } = plan.filter
   const lanes = new Lanes(job, plan.graph.ctx, plan.workers)
+  let held = 0
+  let awake = 0
+  const pieceBytes = (): number => {
+    const { writesHeld } = plan.filter.counters
+    awake = writesHeld === held ? Math.max(0, awake - 1) : AWAKE_PIECES
+    held = writesHeld
+    const quiet = awake === 0 && length >= LARGE_BYTES && plan.workers > 0
+    return Math.max(quiet ? QUIET_PIECE_BYTES : PIECE_BYTES, clusterSize)
+  }
   try {
     for (let at = 0; at < length && !job.forceCancelled; ) {
       // A limited job goes cluster by cluster, so that it moves evenly and stops soon.
-      const unit = job.speed === 0 ? Math.max(PIECE_BYTES, clusterSize) : clusterSize
+      const unit = job.speed === 0 ? pieceBytes() : clusterSize
       const piece = { offset: at, bytes: Math.min(unit, length - at) }
       at += piece.bytes
       if (await wanted(plan, piece))
