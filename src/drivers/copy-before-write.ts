@@ -20,6 +20,7 @@ import { CopyMap } from '../sync/copy-map.ts'
 import type { DirtyBitmap } from '../sync/dirty-bitmap.ts'
 import { asBlockError, BlockError, ioError } from '../util/errors.ts'
 import { EdgeCopier } from './cbw-edge-copier.ts'
+import { type CbwOptions, cbwOptions } from './cbw-options.ts'
 
 /** Smallest unit that is copied, in bytes. */
 const CLUSTER_MIN = 65536
@@ -38,12 +39,6 @@ export interface CopyCounters {
   readonly inFlight: number
   /** Writes that had to wait for a copy. */
   readonly writesHeld: number
-}
-
-interface CbwOptions {
-  readonly breakSnapshot: boolean
-  readonly timeoutMs: number
-  readonly compress: boolean
 }
 
 /** The open filter. Main thread only. */
@@ -387,25 +382,6 @@ export class CopyBeforeWrite implements BlockDriver {
   }
 }
 
-function checked(options: Readonly<Record<string, unknown>>): CbwOptions {
-  const onError = options['on-cbw-error'] ?? 'break-guest-write'
-  if (onError !== 'break-guest-write' && onError !== 'break-snapshot') {
-    throw new BlockError(
-      'EINVAL',
-      `Parameter 'on-cbw-error' does not accept value '${String(onError)}'`,
-    )
-  }
-  const timeout = options['cbw-timeout'] ?? 0
-  if (typeof timeout !== 'number' || !Number.isInteger(timeout) || timeout < 0) {
-    throw new BlockError('EINVAL', "Parameter 'cbw-timeout' expects a number of seconds")
-  }
-  return {
-    breakSnapshot: onError === 'break-snapshot',
-    timeoutMs: timeout * 1000,
-    compress: options.compress === true,
-  }
-}
-
 /** The bits of the bitmap that an option names. */
 function wantedBits(node: BlockNode, option: unknown): DirtyBitmap | undefined {
   if (typeof option !== 'object' || option === null) return undefined
@@ -429,7 +405,7 @@ export const copyBeforeWriteDriver: DriverDefinition = {
       if (options[name] !== undefined) continue
       throw new BlockError('EINVAL', `Parameter '${name}' is missing`)
     }
-    const cbw = checked(options)
+    const cbw = cbwOptions(options)
     const file = await opener.open('file', options.file as BlockdevRef, 'filtered')
     const target = await opener.open('target', options.target as BlockdevRef, 'target')
     const wanted = wantedBits(node, options.bitmap)
