@@ -178,8 +178,8 @@ export class AioContext {
    */
   spawn<T>(work: CoroutineStart<T>, options?: SpawnOptions): CoroutineHandle<T> {
     if (this.#closed) throw new BlockError('ESHUTDOWN', `Context '${this.name}' is closed`)
-    const origin =
-      options === undefined && !this.#trace ? UNNAMED : this.#originOf(options?.name ?? '')
+    const name = options?.name ?? ''
+    const origin = name === '' && !this.#trace ? UNNAMED : this.#namedOrigin(name)
     const handle = new CoroutineHandle<T>(this.#seats, origin)
     this.#spent += 1
     if (this.#spent >= this.#nextLook && this.#exhausted()) handle.startLater(work)
@@ -264,7 +264,6 @@ export class AioContext {
     })
   }
 
-  /** Where this name was first spawned: the same place nearly always, and paid for once. */
   /** A first turn inside the turn of the coroutine that spawns. */
   #startInside<T>(handle: CoroutineHandle<T>, work: CoroutineStart<T>): void {
     if (this.#nested >= MOST_NESTED) {
@@ -274,10 +273,6 @@ export class AioContext {
     this.#nested += 1
     handle.start(work)
     this.#nested -= 1
-  }
-
-  #originOf(name: string): Origin {
-    return name === '' && !this.#trace ? UNNAMED : this.#namedOrigin(name)
   }
 
   /** Where this name was first spawned: the same place nearly always, and paid for once. */

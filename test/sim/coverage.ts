@@ -2,6 +2,7 @@
  * Which cells of the matrix a history met: a kind of request on its way, an order that began
  * meanwhile, and a fault that was there.
  */
+import { FAULTS } from '../support/replication-cells.ts'
 import type { SimPair } from './pair.ts'
 import type { Volume } from './volume.ts'
 
@@ -33,15 +34,6 @@ const ACTIONS = [
 
 /** One of them. */
 export type Action = (typeof ACTIONS)[number]
-
-const FAULTS = [
-  'no fault',
-  'read fault',
-  'write fault',
-  'no space',
-  'slow',
-  'lost connection',
-] as const
 
 /** How many cells there are. */
 export const CELLS: number = 5 * ACTIONS.length * FAULTS.length

@@ -3,7 +3,7 @@ import { Worker } from 'node:worker_threads'
 import { describe, expect, it } from 'vitest'
 import { BlockError } from '../../../src/util/errors.ts'
 import { fill, guest, HeldDriver, latch, memoryGraph } from '../../support/graph.ts'
-import { counts, memory, Probes, probe, readOne, settles } from './probe.ts'
+import { counts, memory, Probes, probe, readOne, readThatSwaps, settles } from './probe.ts'
 
 function world(): { graph: ReturnType<typeof memoryGraph>; probes: Probes } {
   const probes = new Probes()
@@ -264,18 +264,7 @@ describe('block / drain / edits', () => {
       await graph.add(memory('b')),
       await graph.add(memory('c')),
     ]
-    const pa = await graph.add(probe('pa', 'a'))
-    const pb = await graph.add(probe('pb', 'a', 'b'))
-    const user = await guest(graph, pa)
-    const held = latch()
-    probes.of('pa').hold = held
-    probes.of('pa').afterRead = async () => {
-      const edge = pb.child('child.1')
-      if (edge !== undefined) graph.detach(edge)
-      c.refs++
-      await graph.attach(pb, c, 'child.1', 'data')
-    }
-    const read = readOne(user)
+    const { held, read } = await readThatSwaps(graph, probes, c)
     await graph.drainedBegin(b)
     await graph.drainedBegin(c)
     const section = graph.drainedBegin(a)

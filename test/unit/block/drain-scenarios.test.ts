@@ -6,7 +6,17 @@ import type { BlockGraph } from '../../../src/block/graph.ts'
 import type { Coroutine } from '../../../src/coroutine/coroutine.ts'
 import { fill, guest, latch, memoryGraph } from '../../support/graph.ts'
 import { TestDisk } from '../../support/test-disk.ts'
-import { counts, memory, Probes, probe, readOne, settles, stepJob, turns } from './probe.ts'
+import {
+  counts,
+  memory,
+  Probes,
+  probe,
+  readOne,
+  readThatSwaps,
+  settles,
+  stepJob,
+  turns,
+} from './probe.ts'
 
 function world(): { graph: BlockGraph; probes: Probes } {
   const probes = new Probes()
@@ -165,18 +175,7 @@ describe('scenario / drain / changes', () => {
       await graph.add(memory('b')),
       await graph.add(memory('c')),
     ]
-    const pa = await graph.add(probe('pa', 'a'))
-    const pb = await graph.add(probe('pb', 'a', 'b'))
-    const user = await guest(graph, pa)
-    const held = latch()
-    probes.of('pa').hold = held
-    probes.of('pa').afterRead = async () => {
-      const edge = pb.child('child.1')
-      if (edge !== undefined) graph.detach(edge)
-      c.refs++
-      await graph.attach(pb, c, 'child.1', 'data')
-    }
-    const read = readOne(user)
+    const { pb, held, read } = await readThatSwaps(graph, probes, c)
     const all = graph.drainAllBegin()
     held.open()
     await Promise.all([all, read])

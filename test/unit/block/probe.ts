@@ -12,7 +12,8 @@ import type { BlockGraph } from '../../../src/block/graph.ts'
 import type { BlockNode } from '../../../src/block/node.ts'
 import { JobEdges, jobRegistry } from '../../../src/job/host.ts'
 import type { Job } from '../../../src/job/job.ts'
-import type { Latch } from '../../support/graph.ts'
+import { guest, type Latch, latch, memoryGraph } from '../../support/graph.ts'
+import type { TestDisk } from '../../support/test-disk.ts'
 
 /** Bytes of the disks here. */
 export const SIZE = 65536
@@ -224,4 +225,34 @@ export async function stepJob(
       finished = true
     },
   }
+}
+
+/** A test disk as node `t`, and a guest of it. */
+export async function openDisk(
+  disk: TestDisk,
+  options: Record<string, unknown> = {},
+): Promise<{ graph: BlockGraph; user: BlockBackend }> {
+  const graph = memoryGraph(disk.definition)
+  const node = await graph.add({ driver: 'test', 'node-name': 't', ...options })
+  return { graph, user: await guest(graph, node) }
+}
+
+/** A read of `pa` over `a` that is held, and whose end puts `to` in the place of `b` below `pb`. */
+export async function readThatSwaps(
+  graph: BlockGraph,
+  probes: Probes,
+  to: BlockNode,
+): Promise<{ pb: BlockNode; held: Latch; read: Promise<void> }> {
+  const pa = await graph.add(probe('pa', 'a'))
+  const pb = await graph.add(probe('pb', 'a', 'b'))
+  const user = await guest(graph, pa)
+  const held = latch()
+  probes.of('pa').hold = held
+  probes.of('pa').afterRead = async () => {
+    const edge = pb.child('child.1')
+    if (edge !== undefined) graph.detach(edge)
+    to.refs++
+    await graph.attach(pb, to, 'child.1', 'data')
+  }
+  return { pb, held, read: readOne(user) }
 }

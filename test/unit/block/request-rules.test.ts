@@ -9,20 +9,11 @@ import { DirtyBitmap } from '../../../src/sync/dirty-bitmap.ts'
 import { ioError } from '../../../src/util/errors.ts'
 import { fill, guest, HeldDriver, latch, memoryGraph, patternOf } from '../../support/graph.ts'
 import { TestDisk } from '../../support/test-disk.ts'
-import { memory, turns } from './probe.ts'
-
-async function open(
-  disk: TestDisk,
-  options: Record<string, unknown> = {},
-): Promise<{ graph: BlockGraph; user: BlockBackend }> {
-  const graph = memoryGraph(disk.definition)
-  const node = await graph.add({ driver: 'test', 'node-name': 't', ...options })
-  return { graph, user: await guest(graph, node) }
-}
+import { memory, openDisk, turns } from './probe.ts'
 
 describe('block / request / backend', () => {
   it('block / request / backend / one longer than 31 bits fails, whatever its offset', async () => {
-    const { user } = await open(new TestDisk(4096))
+    const { user } = await openDisk(new TestDisk(4096))
     const long = new Uint8Array(2 ** 31 - 511)
     expect(() => user.pread(0, long)).toThrow('Input/output error')
     expect(() => user.pwrite(0, long)).toThrow('Input/output error')
@@ -30,7 +21,7 @@ describe('block / request / backend', () => {
   })
 
   it('block / request / backend / without a node everything fails with ENOMEDIUM, before its range is looked at', async () => {
-    const { user } = await open(new TestDisk(4096))
+    const { user } = await openDisk(new TestDisk(4096))
     await user.close()
     const noMedium = expect.objectContaining({ code: 'ENOMEDIUM' })
     expect(() => user.pread(-1, new Uint8Array(1))).toThrow(noMedium)
@@ -40,7 +31,7 @@ describe('block / request / backend', () => {
   })
 
   it('block / request / backend / a negative offset fails', async () => {
-    const { user } = await open(new TestDisk(4096))
+    const { user } = await openDisk(new TestDisk(4096))
     expect(() => user.pread(-512, new Uint8Array(512))).toThrow('Input/output error')
     expect(() => user.pdiscard(-512, 512)).toThrow('Input/output error')
   })
@@ -60,7 +51,7 @@ describe('block / request / backend', () => {
   })
 
   it('block / request / backend / two who close it at once close it once', async () => {
-    const { graph, user } = await open(new TestDisk(4096))
+    const { graph, user } = await openDisk(new TestDisk(4096))
     await Promise.all([user.close(), user.close()])
     expect(graph.lookup('t').refs).toBe(1)
   })
@@ -70,7 +61,7 @@ describe('block / request / write', () => {
   it('block / request / write / two zero writes into one block both count', async () => {
     const disk = new TestDisk(4096, { requestAlignment: 4096 })
     disk.data.fill(1)
-    const { user } = await open(disk)
+    const { user } = await openDisk(disk)
     await Promise.all([user.pwriteZeroes(0, 512), user.pwriteZeroes(512, 512)])
     expect(await patternOf(user, 0, 1024)).toBe(0)
     expect(await patternOf(user, 1024, 3072)).toBe(1)
@@ -78,7 +69,7 @@ describe('block / request / write', () => {
 
   it('block / request / write / a zero write of half a block does not undo a write of the whole', async () => {
     const disk = new TestDisk(4096, { requestAlignment: 4096 })
-    const { user } = await open(disk)
+    const { user } = await openDisk(disk)
     const held = latch()
     disk.hold.set('write', held)
     const zero = Promise.resolve(user.pwriteZeroes(0, 512))
@@ -116,12 +107,12 @@ describe('block / request / write', () => {
   })
 
   it('block / request / write / beyond the end needs RESIZE', async () => {
-    const { user } = await open(new TestDisk(4096))
+    const { user } = await openDisk(new TestDisk(4096))
     expect(() => user.root.pwrite(4000, new Uint8Array(512))).toThrow('Input/output error')
   })
 
   it('block / request / write / a read-only bitmap refuses writes and discards of its node', async () => {
-    const { user } = await open(new TestDisk(4096), { discard: 'unmap' })
+    const { user } = await openDisk(new TestDisk(4096), { discard: 'unmap' })
     const bits = DirtyBitmap.create(4096, 512)
     user.node.bitmaps.adopt({ name: 'b', granularity: 512 }, bits).readOnly = true
     const words = "Bitmap 'b' is readonly and cannot be modified"
@@ -132,7 +123,7 @@ describe('block / request / write', () => {
 
   it('block / request / write / bits are dirty after the end of the I/O, also when it failed', async () => {
     const disk = new TestDisk(4096)
-    const { user } = await open(disk)
+    const { user } = await openDisk(disk)
     const bitmap = user.node.bitmaps.add({ name: 'b', granularity: 512 })
     const held = latch()
     disk.hold.set('write', held)
@@ -146,7 +137,7 @@ describe('block / request / write', () => {
   })
 
   it('block / request / write / a misaligned one without fallback is refused', async () => {
-    const { user } = await open(new TestDisk(8192, { requestAlignment: 4096 }))
+    const { user } = await openDisk(new TestDisk(8192, { requestAlignment: 4096 }))
     expect(() => user.pwrite(0, new Uint8Array(512), FLAG.NO_FALLBACK)).toThrow(
       expect.objectContaining({ code: 'ENOTSUP' }),
     )
@@ -154,7 +145,7 @@ describe('block / request / write', () => {
   })
 
   it('block / request / write / an empty one succeeds at any offset', async () => {
-    const { user } = await open(new TestDisk(8192, { requestAlignment: 4096 }))
+    const { user } = await openDisk(new TestDisk(8192, { requestAlignment: 4096 }))
     expect(user.pwrite(100, new Uint8Array(0))).toBeUndefined()
     expect(user.pread(100, new Uint8Array(0))).toBeUndefined()
   })
@@ -162,7 +153,7 @@ describe('block / request / write', () => {
   it('block / request / write / zeroes with FUA are flushed once, at the end', async () => {
     const disk = new TestDisk(8192, { maxZeroes: 4096 })
     disk.zeroes = 'yes'
-    const { user } = await open(disk)
+    const { user } = await openDisk(disk)
     await user.pwriteZeroes(0, 8192, FLAG.FUA)
     expect(disk.log.map(([op]) => op)).toEqual(['zeroes', 'zeroes', 'flush'])
   })
@@ -172,7 +163,7 @@ describe('block / request / read', () => {
   it('block / request / read / what lies beyond the end is zero', async () => {
     const disk = new TestDisk(4096)
     disk.data.fill(1)
-    const { user } = await open(disk)
+    const { user } = await openDisk(disk)
     const buf = new Uint8Array(1024).fill(9)
     await user.root.pread(3584, buf)
     expect([buf[511], buf[512], buf[1023]]).toEqual([1, 0, 0])
@@ -181,14 +172,14 @@ describe('block / request / read', () => {
 
 describe('block / request / discard', () => {
   it('block / request / discard / a bad range fails even where discards are ignored', async () => {
-    const { user } = await open(new TestDisk(4096))
+    const { user } = await openDisk(new TestDisk(4096))
     expect(() => user.root.pdiscard(4096, 512)).toThrow('Input/output error')
     await user.root.pdiscard(0, 512)
   })
 
   it('block / request / discard / partial blocks are left, ENOTSUP of the driver is no failure', async () => {
     const disk = new TestDisk(16384, { discardAlignment: 4096 })
-    const { user } = await open(disk, { discard: 'unmap' })
+    const { user } = await openDisk(disk, { discard: 'unmap' })
     await user.pdiscard(100, 10000)
     expect(disk.log).toEqual([['discard', 4096, 4096]])
     disk.log.length = 0
@@ -229,7 +220,7 @@ describe('block / request / flush', () => {
 
   it('block / request / flush / a write that ends meanwhile is not taken for stable', async () => {
     const disk = new TestDisk(4096)
-    const { user } = await open(disk)
+    const { user } = await openDisk(disk)
     await fill(user, 1, 0, 512)
     const held = latch()
     disk.hold.set('flush', held)
@@ -267,7 +258,7 @@ describe('block / status / rules', () => {
   })
 
   it('block / status / rules / a driver that refuses requests refuses questions too', async () => {
-    const { user } = await open(new TestDisk(4096))
+    const { user } = await openDisk(new TestDisk(4096))
     const { driver } = user.node
     user.node.driver = undefined
     expect(() => user.root.blockStatus(0, 512)).toThrow('No medium')
