@@ -8,33 +8,25 @@
  * - Both are measured in the state in which they spend their lives: every block of the disk was
  *   written before, and a load runs for two seconds before it counts.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { AioContext } from '../src/aio/aio-context.ts'
 import { NbdClient } from '../src/nbd/client.ts'
+import { blockstep, Daemon, type Engine, qemu } from './daemon.ts'
 import { type BenchRow, percentile } from './measure.ts'
-import { QmpClient } from './qmp-client.ts'
 
 const MiB = 1024 * 1024
 const SIZE_MIB = 512
 
-interface Engine {
-  readonly name: string
-  readonly command: string
-  args(socket: string): string[]
+/** What a pair is made of: an engine and the disks that suit it best. */
+interface Side {
+  readonly engine: Engine
   disk(folder: string, name: string, backing?: unknown): Record<string, unknown>
 }
 
-const blockstep: Engine = {
-  name: 'blockstep',
-  command: process.execPath,
-  args: (socket) => [
-    new URL('../src/cli/main.js', import.meta.url).pathname,
-    'daemon',
-    '--qmp',
-    `unix:${socket}`,
-  ],
+const ours: Side = {
+  engine: blockstep,
   disk: (_folder, name, backing) => ({
     driver: 'memory',
     'node-name': name,
@@ -43,13 +35,8 @@ const blockstep: Engine = {
   }),
 }
 
-const qemu: Engine = {
-  name: 'qemu',
-  command: 'qemu-system-x86_64',
-  args: (socket) => [
-    ...['-M', 'none', '-nodefaults', '-display', 'none'],
-    ...['-qmp', `unix:${socket},server=on,wait=off`],
-  ],
+const theirs: Side = {
+  engine: qemu,
   disk: (folder, name, backing) => {
     const filename = join(folder, `${name}.qcow2`)
     execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', filename, `${SIZE_MIB}M`])
@@ -62,68 +49,45 @@ const qemu: Engine = {
   },
 }
 
-class Peer {
-  readonly child: ChildProcess
-  readonly qmp: QmpClient
-
-  private constructor(child: ChildProcess, qmp: QmpClient) {
-    this.child = child
-    this.qmp = qmp
-  }
-
-  static async start(engine: Engine, socket: string): Promise<Peer> {
-    const child = spawn(engine.command, engine.args(socket), { stdio: 'ignore' })
-    for (;;) {
-      try {
-        return new Peer(child, await QmpClient.connect(socket, engine.name))
-      } catch {
-        await new Promise((resolve) => setTimeout(resolve, 20))
-      }
-    }
-  }
-
-  run(command: string, args?: Record<string, unknown>): Promise<unknown> {
-    return this.qmp.execute(command, args)
-  }
-}
-
 class Pair {
-  readonly primary: Peer
-  readonly secondary: Peer
+  readonly primary: Daemon
+  readonly secondary: Daemon
   readonly folder: string
 
-  private constructor(folder: string, primary: Peer, secondary: Peer) {
+  private constructor(folder: string, primary: Daemon, secondary: Daemon) {
     this.folder = folder
     this.primary = primary
     this.secondary = secondary
   }
 
-  static async start(engine: Engine): Promise<Pair> {
+  static async start({ engine, disk }: Side): Promise<Pair> {
     const base = existsSync('/dev/shm') ? '/dev/shm' : '/tmp'
     const folder = mkdtempSync(join(base, 'bench-'))
-    const [p, s] = await Promise.all(
-      ['p', 's'].map((name) => Peer.start(engine, join(folder, `${name}.qmp`))),
+    const [primary, secondary] = await Promise.all(
+      ['p', 's'].map((name) => Daemon.start(engine, join(folder, `${name}.qmp`))),
     )
-    if (p === undefined || s === undefined) throw new Error('two peers were started')
-    const pair = new Pair(folder, p, s)
+    if (primary === undefined || secondary === undefined) throw new Error('two were started')
+    const pair = new Pair(folder, primary, secondary)
+    const { qmp: p } = primary
+    const { qmp: s } = secondary
     const listen = (name: string) => ({
       addr: { type: 'unix', data: { path: join(folder, `${name}.nbd`) } },
     })
     const share = (node: string) => ({
       ...{ type: 'nbd', id: `e-${node}`, 'node-name': node, name: node, writable: true },
     })
-    await s.run('blockdev-add', engine.disk(folder, 'local'))
-    const hidden = engine.disk(folder, 'hidden', 'local')
+    await s.run('blockdev-add', disk(folder, 'local'))
+    const hidden = disk(folder, 'hidden', 'local')
     await s.run('blockdev-add', {
       driver: 'replication',
       'node-name': 'top',
       mode: 'secondary',
       'top-id': 'top',
-      file: engine.disk(folder, 'active', hidden),
+      file: disk(folder, 'active', hidden),
     })
     await s.run('nbd-server-start', listen('s'))
     for (const node of ['local', 'top']) await s.run('block-export-add', share(node))
-    await p.run('blockdev-add', engine.disk(folder, 'own'))
+    await p.run('blockdev-add', disk(folder, 'own'))
     await p.run('blockdev-add', {
       driver: 'quorum',
       'node-name': 'colo',
@@ -179,18 +143,14 @@ class Pair {
 
   /** Milliseconds of one checkpoint, on a monitor that is awake as that of a running pair is. */
   async checkpointMs(): Promise<number> {
-    await this.secondary.run('query-status')
+    await this.secondary.qmp.run('query-status')
     const start = performance.now()
-    await this.secondary.run('xen-colo-do-checkpoint')
+    await this.secondary.qmp.run('xen-colo-do-checkpoint')
     return performance.now() - start
   }
 
   async close(): Promise<void> {
-    for (const peer of [this.primary, this.secondary]) {
-      peer.qmp.close()
-      peer.child.kill('SIGKILL')
-      await new Promise((resolve) => peer.child.once('exit', resolve))
-    }
+    for (const daemon of [this.primary, this.secondary]) await daemon.close()
     rmSync(this.folder, { recursive: true, force: true })
   }
 }
@@ -201,7 +161,7 @@ interface Failover {
 }
 
 async function failover(pair: Pair): Promise<Failover> {
-  const { secondary } = pair
+  const { qmp } = pair.secondary
   // The guest is there already: what is measured is the engine, not the start of a client.
   const guest = await NbdClient.connect({
     ctx: new AioContext(),
@@ -209,12 +169,12 @@ async function failover(pair: Pair): Promise<Failover> {
     exportName: 'top',
   })
   const start = performance.now()
-  await secondary.run('xen-set-replication', { enable: false, primary: false, failover: true })
+  await qmp.run('xen-set-replication', { enable: false, primary: false, failover: true })
   await guest.write(0, Buffer.alloc(4096, 1))
   const firstWriteMs = performance.now() - start
   await guest.disconnect()
   for (;;) {
-    const nodes = (await secondary.run('query-named-block-nodes', { flat: true })) as {
+    const nodes = (await qmp.run('query-named-block-nodes', { flat: true })) as {
       'node-name': string
     }[]
     if (!nodes.some((node) => node['node-name'] === 'active'))
@@ -235,8 +195,8 @@ const LOADS = [
   ['1 MiB sequential, depth 4', 'write', '1M', 4],
 ] as const
 
-async function measure(engine: Engine): Promise<Numbers> {
-  const pair = await Pair.start(engine)
+async function measure(side: Side): Promise<Numbers> {
+  const pair = await Pair.start(side)
   try {
     const rates: Record<string, number> = {}
     pair.dirty(SIZE_MIB)
@@ -263,17 +223,17 @@ async function measure(engine: Engine): Promise<Numbers> {
 
 /** The rows of this benchmark; needs `qemu-system-x86_64`, `qemu-img`, `qemu-io` and `fio`. */
 export async function bench(): Promise<BenchRow[]> {
-  const ours: Numbers[] = []
-  const theirs: Numbers[] = []
+  const our: Numbers[] = []
+  const their: Numbers[] = []
   for (let round = 0; round < 2; round++) {
-    ours.push(await measure(blockstep))
-    theirs.push(await measure(qemu))
+    our.push(await measure(ours))
+    their.push(await measure(theirs))
   }
   const best = (all: readonly Numbers[], pick: (n: Numbers) => number, largest: boolean): number =>
     (largest ? Math.max : Math.min)(...all.map(pick))
   const rows: BenchRow[] = LOADS.map(([what]) => {
-    const a = best(ours, (n) => n.rates[what] ?? 0, true)
-    const b = best(theirs, (n) => n.rates[what] ?? 0, true)
+    const a = best(our, (n) => n.rates[what] ?? 0, true)
+    const b = best(their, (n) => n.rates[what] ?? 0, true)
     return {
       what: `replicated write rate, ${what}: blockstep / QEMU`,
       ratio: a / b,
@@ -282,8 +242,8 @@ export async function bench(): Promise<BenchRow[]> {
     }
   })
   for (const dirty of ['0 MiB', '16 MiB', '256 MiB']) {
-    const a = best(ours, (n) => n.pauses[dirty] ?? 0, false)
-    const b = best(theirs, (n) => n.pauses[dirty] ?? 0, false)
+    const a = best(our, (n) => n.pauses[dirty] ?? 0, false)
+    const b = best(their, (n) => n.pauses[dirty] ?? 0, false)
     rows.push({
       what: `checkpoint command with ${dirty} dirty: blockstep / QEMU`,
       ratio: a / b,
@@ -295,8 +255,8 @@ export async function bench(): Promise<BenchRow[]> {
     ['failover command to first accepted write', (n: Numbers) => n.failover.firstWriteMs],
     ['failover command to finished merge (64 MiB)', (n: Numbers) => n.failover.mergedMs],
   ] as const) {
-    const a = best(ours, pick, false)
-    const b = best(theirs, pick, false)
+    const a = best(our, pick, false)
+    const b = best(their, pick, false)
     const detail = `${a.toFixed(1)} ms / ${b.toFixed(1)} ms`
     const goal = what.endsWith('write') ? { goal: '<= 1' } : {}
     rows.push({ what: `${what}: blockstep / QEMU`, ratio: a / b, ...goal, detail })
