@@ -10,6 +10,7 @@ import type { BlockChild } from '../block/child.ts'
 import type { BlockdevRef, DriverDefinition } from '../block/driver.ts'
 import { FLAG, PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { allZero } from '../block/request.ts'
 import { isAllocatedAbove } from '../block/status.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { BlockError } from '../util/errors.ts'
@@ -121,10 +122,12 @@ class CopyOnReadDriver extends PassThrough {
     const start = offset - (offset % unit)
     const end = Math.min(Math.ceil((offset + into.length) / unit) * unit, this.length())
     await this.#ranges.run(start, end, async () => {
-      const data = new Uint8Array(end - start)
+      const whole = start === offset && end === offset + into.length
+      const data = whole ? into : Buffer.allocUnsafeSlow(end - start)
       await this.file.pread(start, data)
-      await this.file.pwrite(start, data, FLAG.WRITE_UNCHANGED)
-      into.set(data.subarray(offset - start, offset - start + into.length))
+      if (allZero(data)) await this.file.pwriteZeroes(start, data.length, FLAG.WRITE_UNCHANGED)
+      else await this.file.pwrite(start, data, FLAG.WRITE_UNCHANGED)
+      if (!whole) into.set(data.subarray(offset - start, offset - start + into.length))
     })
   }
 }

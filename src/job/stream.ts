@@ -11,21 +11,14 @@ import type { BlockChild } from '../block/child.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import { updatePermissions } from '../block/permissions.ts'
-import { chainStatus } from '../block/status.ts'
-import { asBlockError, type BlockError } from '../util/errors.ts'
 import type { WorkerBody } from './body.ts'
-import type { ClusterCrew } from './cluster-crew.ts'
 import { freezeChain, unfreezeChain } from './freeze.ts'
 import type { JobEdges } from './host.ts'
 import type { Job } from './job.ts'
 import type { JobDriver } from './job-types.ts'
-import { errorAction, type OnError } from './policy.ts'
+import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
-import { RateLimit } from './rate-limit.ts'
-import { type StreamImages, startStreamCrew, streamByCrew } from './stream-crew.ts'
-
-/** Most bytes copied between two looks at pause and cancel. */
-const CHUNK_BYTES = 512 * 1024
+import { type StreamCopier, type StreamImages, streamAll, streamCopier } from './stream-copy.ts'
 
 /** What a stream works on. */
 export interface StreamPlan extends StreamImages {
@@ -48,7 +41,7 @@ export class StreamDriver implements JobDriver {
   readonly #plan: StreamPlan
   #edges: JobEdges | undefined
   #frozen: readonly BlockChild[] = []
-  #crew: ClusterCrew | undefined
+  #copier: StreamCopier | undefined
 
   constructor(plan: StreamPlan) {
     this.#plan = plan
@@ -62,45 +55,16 @@ export class StreamDriver implements JobDriver {
   }
 
   async run(job: Job): Promise<void> {
-    const { layer, bottom, pool } = this.#plan
+    const { layer, bottom, pool, reader } = this.#plan
     if (layer.chainNext === undefined || layer === bottom) return
     job.total = layer.length()
-    if (pool !== undefined) this.#crew = await startStreamCrew(pool, this.#plan, job.speed)
-    if (this.#crew === undefined) return this.#copyHere(job)
-    await streamByCrew(job, { ...this.#plan, crew: this.#crew })
+    this.#copier = await streamCopier(pool, this.#plan, { reader, speed: job.speed })
+    await streamAll(job, { ...this.#plan, copier: this.#copier })
   }
 
   /** The threads' handles; none while the filter copies by itself. */
   get bodies(): readonly WorkerBody[] {
-    return this.#crew?.bodies ?? []
-  }
-
-  /** Copies by reading through the filter. */
-  async #copyHere(job: Job): Promise<void> {
-    const { graph, layer } = this.#plan
-    const length = layer.length()
-    const rate = new RateLimit()
-    const buffer = new Uint8Array(Math.min(CHUNK_BYTES, length))
-    let ignored: BlockError | undefined
-    for (let at = 0; at < length && !job.forceCancelled; job.current = at) {
-      const rest = job.pausePoint() ?? graph.ctx.breathe()
-      if (rest !== undefined) await rest
-      if (job.forceCancelled) return
-      const view = buffer.subarray(0, Math.min(CHUNK_BYTES, length - at))
-      try {
-        const { bytes, copied } = await this.#step(at, view)
-        at += bytes
-        job.current = at
-        if (copied) await this.#pace(job, rate, bytes)
-      } catch (thrown) {
-        const error = asBlockError(thrown)
-        await job.handleError(error, this.#plan.onError, 'read')
-        if (errorAction(this.#plan.onError, error) !== 'ignore') continue
-        ignored ??= error
-        at += view.length
-      }
-    }
-    if (ignored !== undefined && !job.forceCancelled) throw ignored
+    return this.#copier?.bodies ?? []
   }
 
   async prepare(): Promise<void> {
@@ -112,34 +76,13 @@ export class StreamDriver implements JobDriver {
 
   async clean(): Promise<void> {
     const { graph, filter, reader, restore } = this.#plan
-    await this.#crew?.finish()
+    await this.#copier?.finish()
     unfreezeChain(this.#frozen)
     this.#edges?.detachAll()
     await reader.close()
     await graph.removeFilter(filter)
     await graph.settled()
     await restore()
-  }
-
-  /** Copies the start of a range if it has to be, and says how far that went. */
-  async #step(offset: number, view: Uint8Array): Promise<{ bytes: number; copied: boolean }> {
-    const { layer, bottom, reader } = this.#plan
-    const { depth, bytes } = await chainStatus(layer, bottom?.chainNext, offset, view.length)
-    if (depth <= 0) return { bytes, copied: false }
-    const pending = reader.pread(offset, view.subarray(0, bytes))
-    if (pending !== undefined) await pending
-    return { bytes, copied: true }
-  }
-
-  /** Waits as the speed asks; ends early when the job is kicked. */
-  async #pace(job: Job, rate: RateLimit, bytes: number): Promise<void> {
-    const { ctx } = this.#plan.graph
-    rate.setSpeed(job.speed)
-    const delayMs = rate.delay(bytes, ctx.clock.nowMs())
-    if (delayMs === 0) return
-    const sleep = ctx.wakeableSleep(delayMs)
-    await job.waitKick(sleep.done)
-    sleep.wake()
   }
 
   /** Gives the image, which is drained, what is below the bottom as its backing image. */
