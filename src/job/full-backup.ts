@@ -58,6 +58,7 @@ export async function copyEverything(job: Job, plan: FullBackupPlan): Promise<vo
     const { writesHeld } = plan.filter.counters
     awake = writesHeld === held ? Math.max(0, awake - 1) : AWAKE_PIECES
     held = writesHeld
+    lanes.guestWaits = awake > 0
     const quiet = awake === 0 && length >= LARGE_BYTES && plan.workers > 0
     return Math.max(quiet ? QUIET_PIECE_BYTES : PIECE_BYTES, clusterSize)
   }

@@ -11,22 +11,26 @@ import { RateLimit } from './rate-limit.ts'
 
 /** Pieces that a worker has before it: enough to keep it busy while the main thread does others' work. */
 const LANES = 8
+/** The same while somebody waits for what the worker does behind them. */
+const FEW_LANES = 2
 
 /** The pieces on their way. */
 export class Lanes {
   readonly #job: Job
   readonly #ctx: AioContext
-  readonly #width: number
+  readonly #workers: number
   readonly #running = new Set<Promise<void>>()
   readonly #rate = new RateLimit()
   #troubles = 0
+  /** A guest's request may have to wait behind the pieces: then there are few of them. */
+  guestWaits = false
   #failure: { readonly thrown: unknown } | undefined
 
   /** `workers`: how many do the work; 0 = the main thread. */
   constructor(job: Job, ctx: AioContext, workers: number) {
     this.#job = job
     this.#ctx = ctx
-    this.#width = LANES * Math.max(1, workers)
+    this.#workers = Math.max(1, workers)
   }
 
   /**
@@ -35,7 +39,7 @@ export class Lanes {
    */
   async run(bytes: number, piece: () => Promise<void>): Promise<void> {
     const job = this.#job
-    while (this.#running.size >= this.#width || this.#troubles > 0) {
+    while (this.#running.size >= this.#width() || this.#troubles > 0) {
       await Promise.race(this.#running)
     }
     this.#check()
@@ -76,6 +80,10 @@ export class Lanes {
   async end(): Promise<void> {
     await this.#settle()
     this.#check()
+  }
+
+  #width(): number {
+    return this.#workers * (this.guestWaits ? FEW_LANES : LANES)
   }
 
   async #settle(): Promise<void> {
