@@ -13,6 +13,7 @@ import type { NamedBitmap } from './block/named-bitmap.ts'
 import type { BlockNode } from './block/node.ts'
 import type { ExportBitmap } from './nbd/export.ts'
 import { NbdServer } from './nbd/server.ts'
+import type { TlsServerOptions } from './nbd/tls.ts'
 import type { ExportInfo, ExportRequest, ExportService, ServerAddress } from './qmp/services.ts'
 import { fenceExport } from './replication/buffers.ts'
 import { BlockError } from './util/errors.ts'
@@ -45,9 +46,20 @@ export class Exports implements ExportService {
     return this.#server
   }
 
-  async startServer(address: ServerAddress, maxConnections?: number): Promise<void> {
+  get running(): boolean {
+    return this.#server !== undefined
+  }
+
+  async startServer(
+    address: ServerAddress,
+    maxConnections?: number,
+    tls?: TlsServerOptions,
+  ): Promise<void> {
     if (this.#server !== undefined) throw new BlockError('EBUSY', 'NBD server already running')
-    const options = maxConnections === undefined ? {} : { maxConnections }
+    const options = {
+      ...(maxConnections === undefined ? {} : { maxConnections }),
+      ...(tls === undefined ? {} : { tls }),
+    }
     const server = new NbdServer({ ctx: this.#graph.ctx, ...options })
     this.#server = server
     try {
@@ -70,29 +82,30 @@ export class Exports implements ExportService {
 
   async add(request: ExportRequest): Promise<void> {
     const { id, nodeName, device } = request
-    const server = this.#needServer()
-    const valid = device === undefined ? ID_PATTERN.test(id) : id !== ''
-    if (!valid) throw new BlockError('EINVAL', 'Invalid block export id')
+    if (!ID_PATTERN.test(id)) throw new BlockError('EINVAL', 'Invalid block export id')
     this.#checkFreeId(id)
     const node = this.#graph.lookup(device, nodeName)
     const writable = request.writable === true
-    const bitmaps = this.#bitmaps(node, request, writable)
+    if (writable && node.readOnly)
+      throw new BlockError('EPERM', 'Cannot export read-only node as writable', { node: nodeName })
     const name = request.name ?? nodeName
-    if (server.find(name) !== undefined) {
-      throw new BlockError('EEXIST', `NBD server already has export named '${name}'`)
-    }
     const backend = await BlockBackend.create(this.#graph, node, {
       perm: PERM.CONSISTENT_READ | (writable ? PERM.WRITE : 0),
       shared: PERM.ALL & ~PERM.RESIZE,
       sharesAllFirst: true,
-      description: `export '${id}'`,
+      whenIn: () => void this.#needServer(),
       writethrough: request.writethrough === true,
     })
     fenceExport(backend)
+    let bitmaps: NamedBitmap[]
     try {
       // Another monitor may have been quicker while the backend was made.
-      if (this.#needServer() !== server) throw new BlockError('EINVAL', 'NBD server not running')
+      const server = this.#needServer()
       this.#checkFreeId(id)
+      if (server.find(name) !== undefined) {
+        throw new BlockError('EEXIST', `NBD server already has export named '${name}'`)
+      }
+      bitmaps = this.#bitmaps(node, request, writable)
       server.addExport({
         name,
         backend,
@@ -123,6 +136,10 @@ export class Exports implements ExportService {
     await this.#unlist(entry, mode)
     entry.removing = true
     await this.#end(entry)
+  }
+
+  backends(): ReadonlyMap<string, BlockBackend> {
+    return new Map([...this.#entries].map(([id, { backend }]) => [id, backend]))
   }
 
   list(): ExportInfo[] {

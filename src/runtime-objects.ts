@@ -10,6 +10,7 @@ import { RECORDED_KINDS, throttleLimits } from './qmp/commands/objects.ts'
 import { isObject, type JsonObject, type JsonValue } from './qmp/json.ts'
 import type { ObjectHandle, ObjectKind } from './qmp/objects.ts'
 import { struct, validate } from './qmp/schema.ts'
+import { tlsKinds } from './runtime-tls.ts'
 import { asBlockError, BlockError } from './util/errors.ts'
 
 /** The kinds, by name. */
@@ -17,6 +18,7 @@ export function objectKinds(groups: ThrottleGroups): Readonly<Record<string, Obj
   const recorded = RECORDED_KINDS.map((kind) => [kind, { create: recordedObject }])
   return {
     ...Object.fromEntries(recorded),
+    ...tlsKinds,
     'throttle-group': { create: (id, options) => throttleGroup(groups, id, options) },
     iothread: { create: (_id, options) => iothread(options) },
     secret: { create: (_id, options) => secret(options) },
@@ -95,6 +97,7 @@ function secret(options: JsonObject): ObjectHandle {
   }
   const shown = typeof format === 'string' ? format : 'raw'
   return {
+    secret: format === 'base64' ? Buffer.from(text, 'base64').toString('utf8') : text,
     get: (property) => (property === 'format' ? shown : undefined),
     set: () => false,
     properties: () => [{ name: 'format', type: 'QCryptoSecretFormat' }],

@@ -6,16 +6,19 @@
  * - Closing goes from the users to the used: exports, replication, jobs, nodes, monitors.
  * - `quit` only asks; whoever made the runtime closes it.
  */
+import type { Duplex } from 'node:stream'
 import { AioContext } from './aio/aio-context.ts'
 import { type BackendOptions, BlockBackend } from './block/backend.ts'
 import { type BlockdevOptions, type DriverDefinition, PERM } from './block/driver.ts'
 import type { BlockEvents } from './block/events.ts'
 import { BlockGraph } from './block/graph.ts'
 import type { BlockNode } from './block/node.ts'
+import { makeNbdDriver } from './drivers/nbd.ts'
 import { makeThrottleDriver, ThrottleGroups } from './drivers/throttle.ts'
 import { jobRegistry } from './job/host.ts'
 import { WorkerPool } from './job/pool.ts'
 import type { JobRegistry } from './job/registry.ts'
+import type { TlsServerOptions } from './nbd/tls.ts'
 import { ColoSession } from './qmp/colo-session.ts'
 import { EventHub } from './qmp/events.ts'
 import { isObject, type JsonObject, toJson } from './qmp/json.ts'
@@ -27,9 +30,11 @@ import { type MonitorServer, parseMonitorAddress } from './qmp/socket.ts'
 import { makeReplicationDriver } from './replication/driver.ts'
 import { makeJobMachinery } from './replication/job-machinery.ts'
 import { ReplicationRegistry } from './replication/registry.ts'
+import { Chardevs } from './runtime-chardevs.ts'
 import { builtinDrivers } from './runtime-drivers.ts'
 import { Exports } from './runtime-exports.ts'
 import { objectKinds } from './runtime-objects.ts'
+import { type OptionHandler, optionHandlers, type StartupOption } from './runtime-options.ts'
 import { type Clock, HostClock } from './util/clock.ts'
 
 /** How a runtime is made. */
@@ -38,6 +43,8 @@ export interface RuntimeOptions {
   readonly clock?: Clock
   /** Milliseconds since the epoch, for the time of events; default counts from the clock's start. */
   readonly epochMs?: () => number
+  /** What a character device `stdio` of the command line talks over; default: there is none. */
+  readonly stdio?: () => Duplex
   /** Drivers beside the built-in ones; one with the name of a built-in one replaces it. */
   readonly drivers?: readonly DriverDefinition[]
 }
@@ -62,11 +69,14 @@ export class Runtime implements AsyncDisposable {
   /** The threads that jobs copy in. */
   readonly pool: WorkerPool = new WorkerPool()
   readonly #groups: ThrottleGroups
+  readonly #objects: ObjectStore
   readonly #backends = new Set<BlockBackend>()
   readonly #hub: EventHub
   readonly #monitor: Monitor
   readonly #runState: RunState
   readonly #colo: ColoSession
+  readonly #chardevs: Chardevs
+  readonly #options: Readonly<Record<StartupOption, OptionHandler>>
   #requestQuit!: (reason: QuitReason) => void
   #quitting = false
   #closing: Promise<void> | undefined
@@ -78,6 +88,7 @@ export class Runtime implements AsyncDisposable {
     this.graph = new BlockGraph({ ctx: this.ctx, drivers: [] })
     this.jobs = jobRegistry(this.graph)
     this.#groups = new ThrottleGroups(this.ctx)
+    this.#objects = new ObjectStore(objectKinds(this.#groups))
     this.exports = new Exports(this.graph)
     this.quitRequested = new Promise((resolve) => {
       this.#requestQuit = resolve
@@ -94,7 +105,9 @@ export class Runtime implements AsyncDisposable {
     const throttle = makeThrottleDriver(this.#groups)
     const machinery = makeJobMachinery(this.jobs, () => this.pool)
     const replication = makeReplicationDriver(this.replication, machinery)
-    for (const driver of [...builtinDrivers(), throttle, replication, ...(options.drivers ?? [])]) {
+    const nbd = makeNbdDriver((id) => this.#objects.credentials(id, 'client'))
+    const own = [...builtinDrivers(), nbd, throttle, replication]
+    for (const driver of [...own, ...(options.drivers ?? [])]) {
       this.graph.drivers.set(driver.name, driver)
     }
     this.#runState = new RunState(this.graph.events)
@@ -105,6 +118,8 @@ export class Runtime implements AsyncDisposable {
       clock,
     })
     this.#monitor = new Monitor(this.#services(), this.#hub)
+    this.#chardevs = this.#makeChardevs(clock, options.stdio)
+    this.#options = optionHandlers(this.#monitor.commands, this.#chardevs)
   }
 
   /** Makes a runtime; it holds nothing open until it is told to. */
@@ -146,9 +161,13 @@ export class Runtime implements AsyncDisposable {
     return backend
   }
 
-  /** Starts the NBD server. Errors: EBUSY, EINVAL, EACCES. */
-  startNbdServer(address: ServerAddress, maxConnections?: number): Promise<void> {
-    return this.exports.startServer(address, maxConnections)
+  /** Starts the NBD server; with `tls`, for clients over TLS only. Errors: EBUSY, EINVAL, EACCES. */
+  startNbdServer(
+    address: ServerAddress,
+    maxConnections?: number,
+    tls?: TlsServerOptions,
+  ): Promise<void> {
+    return this.exports.startServer(address, maxConnections, tls)
   }
 
   /** Exports a node. Errors: EINVAL, EEXIST, EPERM. */
@@ -159,6 +178,15 @@ export class Runtime implements AsyncDisposable {
   /** Opens a monitor socket, `unix:PATH` or `tcp:HOST:PORT`. Errors: EINVAL, EBUSY, EEXIST. */
   async startMonitor(address: string): Promise<MonitorServer> {
     return this.#monitor.listen(parseMonitorAddress(address))
+  }
+
+  /**
+   * Does what an option of a storage daemon's command line says: `blockdev` opens a node, `export`
+   * shows one, and so on. `text` is the value: `key=value,…` or JSON. Errors: those of the command
+   * that does the same, EINVAL for text that cannot be read.
+   */
+  applyOption(option: StartupOption, text: string): Promise<void> {
+    return this.#options[option](text)
   }
 
   /** Asks for the end; once. */
@@ -181,6 +209,7 @@ export class Runtime implements AsyncDisposable {
 
   async #closeAll(): Promise<void> {
     this.#colo.close()
+    this.#chardevs.close()
     await this.exports.close()
     for (const backend of this.#backends) await backend.close()
     await this.replication.shutdownAll()
@@ -192,6 +221,23 @@ export class Runtime implements AsyncDisposable {
     await this.ctx.close()
   }
 
+  #makeChardevs(clock: Clock, stdio: (() => Duplex) | undefined): Chardevs {
+    const monitor = this.#monitor
+    let offered = stdio
+    return new Chardevs({
+      clock,
+      hold: () => monitor.hold(),
+      record: (id, backend) => {
+        void monitor.commands['chardev-add']?.run({ id, backend }, NOBODY)
+      },
+      stdio: () => {
+        const once = offered
+        offered = undefined
+        return once?.()
+      },
+    })
+  }
+
   #services(): MonitorServices {
     const { graph, jobs, exports } = this
     return {
@@ -200,13 +246,16 @@ export class Runtime implements AsyncDisposable {
       pool: this.pool,
       exports,
       replication: this.replication,
-      objects: new ObjectStore(objectKinds(this.#groups)),
+      objects: this.#objects,
       runState: this.#runState,
       colo: this.#colo,
       quit: () => this.quit('host-qmp-quit'),
     }
   }
 }
+
+// A device of the command line is recorded before anybody is connected.
+const NOBODY = { negotiate: () => undefined, finish: () => undefined }
 
 // Events without members go without `data`.
 function eventData(data: Readonly<Record<string, unknown>>): JsonObject | undefined {

@@ -5,10 +5,12 @@
  * - A request is in flight from its first step to its last; while the root is drained, new requests
  *   wait in order without counting, and count again from the instant they are woken.
  * - A fenced backend refuses every request that would change data.
+ * - Reads, writes, flushes and discards are counted when they end; see `accounting.ts`.
  */
 import type { Coroutine, MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { run } from '../coroutine/inline.ts'
 import { assert, type BlockError, ioError } from '../util/errors.ts'
+import { Accounting, type BackendStatistics, type Operation, type Tally } from './accounting.ts'
 import type { BlockChild, EdgeOwner } from './child.ts'
 import { FLAG, PERM, type Permissions } from './driver.ts'
 import type { BlockGraph } from './graph.ts'
@@ -31,8 +33,12 @@ export interface BackendOptions extends Permissions {
   readonly description?: string
   /** A job's backend: its requests run also while drained, since the drain waits for the job. */
   readonly disableQueuing?: boolean
+  /** It reads for a job over the job's own filter: it does not count as a user of the node. */
+  readonly readsForJob?: boolean
   /** What others may not do is asked for only once it is in; which refusal is told depends on it. */
   readonly sharesAllFirst?: boolean
+  /** What else has to hold, asked for between the two; what it throws ends the backend again. */
+  readonly whenIn?: () => void
   /** Every write carries FUA. */
   readonly writethrough?: boolean
 }
@@ -53,6 +59,9 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
   /** Name for commands; may be empty. */
   readonly name: string
   readonly ownerDescription: string
+  readonly readsForJob: boolean
+  /** Its counters, for those who answer or refuse requests without it; see `statistics`. */
+  readonly accounting: Accounting
   readonly #graph: BlockGraph
   readonly #options: BackendOptions
   #root: BlockChild | undefined
@@ -65,7 +74,9 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
   private constructor(graph: BlockGraph, options: BackendOptions) {
     this.#graph = graph
     this.#options = options
+    this.accounting = new Accounting(graph.ctx.clock)
     this.name = options.name ?? ''
+    this.readsForJob = options.readsForJob === true
     this.ownerDescription =
       options.description ??
       (this.name === '' ? 'an unnamed block device' : `block device '${this.name}'`)
@@ -78,12 +89,19 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     options: BackendOptions,
   ): Promise<BlockBackend> {
     const backend = new BlockBackend(graph, options)
+    graph.backends.add(backend)
     node.refs++
     const { perm, shared } = options
     const first = options.sharesAllFirst === true ? PERM.ALL : shared
-    backend.#root = await graph.attach(backend, node, 'root', 'root', { perm, shared: first })
+    try {
+      backend.#root = await graph.attach(backend, node, 'root', 'root', { perm, shared: first })
+    } catch (error) {
+      graph.backends.delete(backend)
+      throw error
+    }
     if (first === shared) return backend
     try {
+      options.whenIn?.()
       backend.#root.shared = shared
       updatePermissions([node])
     } catch (error) {
@@ -97,6 +115,11 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
   get root(): BlockChild {
     if (this.#root === undefined) throw ioError('ENOMEDIUM')
     return this.#root
+  }
+
+  /** It has a root node: it is made and not closed. */
+  get attached(): boolean {
+    return this.#root !== undefined
   }
 
   /** The root node as it is now. */
@@ -139,6 +162,19 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     this.#hooks = hooks
   }
 
+  /** What it did so far. */
+  statistics(): BackendStatistics {
+    return this.accounting.report()
+  }
+
+  /**
+   * Counts how long the requests of a kind take from now on: `statistics` shows them in bins between
+   * these boundaries, ascending nanoseconds; undefined stops it. Errors: EINVAL.
+   */
+  setLatencyHistogram(kind: Operation, boundaries: readonly number[] | undefined): void {
+    this.accounting.setHistogram(kind, boundaries)
+  }
+
   /** From now on every write-class request fails with this error. */
   fence(error: BlockError): void {
     this.#fence = error
@@ -151,62 +187,74 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
 
   /** Reads `buf.length` bytes. Errors: EIO out of range, ENOMEDIUM, the node's. */
   pread(offset: number, buf: Uint8Array): Pending {
-    if (this.#mustQueue()) return this.#later(() => this.pread(offset, buf))
-    this.#checkRange(offset, buf.length, 'read')
+    const tally = this.accounting.read
+    if (this.#mustQueue()) return this.#later(tally, () => this.pread(offset, buf))
+    this.#checkRange(offset, buf.length, 'read', 'read')
     const root = this.root
+    const from = this.accounting.begin(tally)
     this.#inFlight++
     let pending: Pending
     try {
       pending = root.pread(offset, buf)
     } catch (error) {
+      this.accounting.failed(tally, from)
       this.#done()
       throw error
     }
-    return this.#finish(pending)
+    return this.#finish(pending, tally, buf.length, from)
   }
 
   /** Writes `buf`. Errors: as `pread`, EPERM on a read-only node, the fence's. */
   pwrite(offset: number, buf: Uint8Array, flags = 0): Pending {
-    if (this.#mustQueue()) return this.#later(() => this.pwrite(offset, buf, flags))
-    this.#checkWrite(offset, buf.length, 'write')
+    const tally = this.accounting.write
+    if (this.#mustQueue()) return this.#later(tally, () => this.pwrite(offset, buf, flags))
+    this.#checkWrite(offset, buf.length, 'write', 'write')
     const root = this.root
+    const from = this.accounting.begin(tally)
     this.#inFlight++
     let pending: Pending
     try {
       pending = root.pwrite(offset, buf, this.#writeFlags(flags))
     } catch (error) {
+      this.accounting.failed(tally, from)
       this.#done()
       throw error
     }
-    return this.#finish(pending)
+    return this.#finish(pending, tally, buf.length, from)
   }
 
   /** Makes a range read as zeroes. */
   pwriteZeroes(offset: number, bytes: number, flags = 0): Pending {
-    if (this.#mustQueue()) return this.#later(() => this.pwriteZeroes(offset, bytes, flags))
-    this.#checkWrite(offset, bytes, 'write-zeroes')
-    return this.#run((root) => root.pwriteZeroes(offset, bytes, this.#writeFlags(flags)))
+    const tally = this.accounting.write
+    if (this.#mustQueue()) return this.#later(tally, () => this.pwriteZeroes(offset, bytes, flags))
+    this.#checkWrite(offset, bytes, 'write-zeroes', 'write')
+    return this.#run(tally, bytes, (root) =>
+      root.pwriteZeroes(offset, bytes, this.#writeFlags(flags)),
+    )
   }
 
   /** Gives a range up. */
   pdiscard(offset: number, bytes: number): Pending {
-    if (this.#mustQueue()) return this.#later(() => this.pdiscard(offset, bytes))
-    this.#checkWrite(offset, bytes, 'discard')
-    return this.#run((root) => root.pdiscard(offset, bytes))
+    const tally = this.accounting.unmap
+    if (this.#mustQueue()) return this.#later(tally, () => this.pdiscard(offset, bytes))
+    this.#checkWrite(offset, bytes, 'discard', 'unmap')
+    return this.#run(tally, bytes, (root) => root.pdiscard(offset, bytes))
   }
 
   /** Makes every completed write stable. */
   flush(): Pending {
-    if (this.#mustQueue()) return this.#later(() => this.flush())
-    return this.#run((root) => root.flush())
+    const tally = this.accounting.flush
+    if (this.#mustQueue()) return this.#later(tally, () => this.flush())
+    return this.#run(tally, 0, (root) => root.flush())
   }
 
   /** Copies what the range shows of a backing image into the root node; without one, reads it. */
   prefetch(offset: number, bytes: number): Pending {
-    if (this.#mustQueue()) return this.#later(() => this.prefetch(offset, bytes))
-    this.#checkRange(offset, bytes, 'read')
+    const tally = this.accounting.read
+    if (this.#mustQueue()) return this.#later(tally, () => this.prefetch(offset, bytes))
+    this.#checkRange(offset, bytes, 'read', 'read')
     if (this.#fence !== undefined || !canPrefetch(this.node)) return this.#readAhead(offset, bytes)
-    return this.#run((root) => nodePrefetch(root.node, offset, bytes))
+    return this.#run(tally, bytes, (root) => nodePrefetch(root.node, offset, bytes))
   }
 
   /** Who decides the content of the start of the range, over the whole chain. */
@@ -263,6 +311,7 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
       this.#graph.detach(root)
     }
     this.#graph.drainedEnd(node)
+    this.#graph.backends.delete(this)
     const queue = this.#queue
     this.#queue = []
     for (const wake of queue) {
@@ -314,12 +363,13 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     return new Promise((resolve) => this.#queue.push(resolve))
   }
 
-  async #later(again: () => Pending): Promise<void> {
+  async #later(tally: Tally, again: () => Pending): Promise<void> {
+    const from = this.accounting.start()
     await this.#opened()
     let pending: Pending
     try {
       // The count taken at the wake-up passes to the request itself, or back to the queue.
-      pending = again()
+      pending = this.accounting.resume(tally, from, again)
     } finally {
       this.#done()
     }
@@ -341,45 +391,57 @@ export class BlockBackend implements EdgeOwner, AsyncDisposable {
     return this.#options.writethrough === true ? flags | FLAG.FUA : flags
   }
 
-  #checkRange(offset: number, bytes: number, op: string): void {
+  #checkRange(offset: number, bytes: number, op: string, kind?: Operation): void {
     const length = this.node.length()
     const tooLong = bytes > REQUEST_MAX_BYTES && (op === 'read' || op === 'write')
-    if (tooLong || offset < 0 || offset + bytes > length)
-      throw ioError('EIO', { node: this.node.name, offset, bytes, op })
+    if (!tooLong && offset >= 0 && offset + bytes <= length) return
+    if (kind !== undefined) this.accounting.refused(kind)
+    throw ioError('EIO', { node: this.node.name, offset, bytes, op })
   }
 
-  #checkWrite(offset: number, bytes: number, op: string): void {
-    if (this.#fence !== undefined) throw this.#fence
-    this.#checkRange(offset, bytes, op)
+  #checkWrite(offset: number, bytes: number, op: string, kind: Operation): void {
+    if (this.#fence !== undefined) {
+      const tally = this.accounting[kind]
+      this.accounting.failed(tally, this.accounting.begin(tally))
+      throw this.#fence
+    }
+    this.#checkRange(offset, bytes, op, kind)
   }
 
-  #run(start: (root: BlockChild) => Pending): Pending {
+  #run(tally: Tally, bytes: number, start: (root: BlockChild) => Pending): Pending {
     const root = this.root
+    const from = this.accounting.begin(tally)
     this.#inFlight++
     let pending: Pending
     try {
       pending = start(root)
     } catch (error) {
+      this.accounting.failed(tally, from)
       this.#done()
       throw error
     }
-    return this.#finish(pending)
+    return this.#finish(pending, tally, bytes, from)
   }
 
-  #finish(pending: Pending): Pending {
+  #finish(pending: Pending, tally: Tally, bytes: number, from: number): Pending {
     if (pending === undefined) {
+      this.accounting.done(tally, bytes, from)
       this.#done()
       return undefined
     }
-    return this.#wait(pending)
+    return this.#wait(pending, tally, bytes, this.accounting.waits(from))
   }
 
-  async #wait(pending: Promise<void>): Promise<void> {
+  async #wait(pending: Promise<void>, tally: Tally, bytes: number, from: number): Promise<void> {
     try {
       await pending
-    } finally {
+    } catch (error) {
+      this.accounting.waitedInVain(tally, from)
       this.#done()
+      throw error
     }
+    this.accounting.waited(tally, bytes, from)
+    this.#done()
   }
 
   #done(): void {

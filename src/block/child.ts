@@ -18,8 +18,14 @@ import { nodeStatus } from './status.ts'
 export interface EdgeOwner {
   /** What it is; a job's edges never move. */
   readonly ownerKind: 'node' | 'backend' | 'job'
+  /** The node's name, the backend's, the job's id; may be empty. */
+  readonly name: string
   /** How messages name it, such as `node 'a'`. */
   readonly ownerDescription: string
+  /** A backend that reads for a job over its own filter: it does not count as a user of the node. */
+  readonly readsForJob?: boolean
+  /** What it uses, the oldest edge first; jobs answer, of the others the graph knows it. */
+  edges?(): readonly BlockChild[]
   /** The child became quiesced: stop sending requests. Must not wait and must not edit the graph. */
   drainedBegin(edge: BlockChild): void
   /** Whether requests may still be on their way to the child. */
@@ -46,6 +52,8 @@ export class BlockChild {
   quiescedParent = false
   /** The edge may not be moved or cut. */
   frozen = false
+  /** How many rely on the disk it leads to: filters may come between, another disk may not. */
+  pins = 0
 
   constructor(owner: EdgeOwner, node: BlockNode, name: string, role: ChildRole) {
     this.owner = owner

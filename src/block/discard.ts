@@ -10,7 +10,7 @@ import { ioError } from '../util/errors.ts'
 import type { BlockChild } from './child.ts'
 import type { BlockDriver } from './driver.ts'
 import type { BlockNode } from './node.ts'
-import { alignDown, alignUp, checkBitmaps, checkPermission, tracked, wrote } from './request.ts'
+import { alignDown, alignUp, changed, checkBitmaps, checkPermission, tracked } from './request.ts'
 
 async function discardPiece(
   driver: BlockDriver,
@@ -50,7 +50,7 @@ export function nodeDiscard(
       const step = driver.limits.maxDiscard || stop - start
       for (let at = start; at < stop; at += step) await discardPiece(driver, at, stop - at, step)
     } finally {
-      wrote(node, start, stop - start)
+      changed(node, start, stop - start)
     }
   })
 }

@@ -153,6 +153,33 @@ export interface ImageInfo {
   readonly snapshots?: readonly Readonly<Record<string, unknown>>[]
 }
 
+/** A snapshot that lies inside an image. */
+export interface InternalSnapshot {
+  readonly id: string
+  readonly name: string
+  /** When it was taken, since the epoch. */
+  readonly seconds: number
+  readonly nanoseconds: number
+  /** The machine's own clock then. */
+  readonly clockNs: number
+  /** Bytes of machine state stored with it. */
+  readonly stateBytes: number
+  /** Instructions executed by then, where that was counted. */
+  readonly icount: number | undefined
+}
+
+/** The snapshots inside one image; the node is drained while they are changed. */
+export interface InternalSnapshots {
+  /** All of them, oldest first. Errors: ENOTSUP where this very image can have none. */
+  list(): readonly InternalSnapshot[]
+  /** Takes one of what the disk holds now; answers its id. Errors: EINVAL, EPERM, I/O errors. */
+  create(
+    wanted: Pick<InternalSnapshot, 'name' | 'seconds' | 'nanoseconds' | 'clockNs'>,
+  ): Promise<string>
+  /** Drops one. Errors: ENOENT, EPERM, I/O errors. */
+  remove(id: string): Promise<void>
+}
+
 /** A reopen that was prepared; exactly one of the two is called. */
 export interface PreparedReopen {
   /** Switches to the new options; must not fail. */
@@ -223,6 +250,8 @@ export interface BlockDriver {
   debugEvent?(event: string): void
   /** Writes of a last block that reaches beyond the end are cut off here; such a disk is writable. */
   readonly cutsLastBlock?: boolean
+  /** Snapshots that lie inside the image; absent: the format has none. */
+  readonly internalSnapshots?: InternalSnapshots
   /** The image can keep named dirty bitmaps. */
   readonly storesBitmaps?: boolean
   /** Called on the node's first quiesce and last unquiesce. */
@@ -253,6 +282,8 @@ export interface DriverDefinition {
   readonly kind: 'protocol' | 'format' | 'filter'
   /** Options of its own that a reopen may change or drop; absent: none. */
   readonly changeable?: readonly string[]
+  /** Those of them that a reopen may not leave out. */
+  readonly required?: readonly string[]
   /** Whether an overlay of this driver can have a backing image. */
   readonly supportsBacking?: boolean
   /** Opens the driver. Options were checked for shape by the caller's surface, not for meaning. */

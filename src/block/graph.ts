@@ -8,8 +8,9 @@
  */
 import type { AioContext } from '../aio/aio-context.ts'
 import { assert, BlockError } from '../util/errors.ts'
+import type { BlockBackend } from './backend.ts'
 import { BlockChild, type EdgeOwner } from './child.ts'
-import { closeNode } from './close.ts'
+import { Closings } from './close.ts'
 import { Drains } from './drain.ts'
 import type {
   BlockdevOptions,
@@ -19,7 +20,6 @@ import type {
   Permissions,
 } from './driver.ts'
 import { BlockEvents } from './events.ts'
-import { checkFreeName } from './names.ts'
 import type { BlockNode } from './node.ts'
 import { openNode } from './open.ts'
 import { loosenPermissions, updatePermissions } from './permissions.ts'
@@ -46,8 +46,10 @@ export class BlockGraph {
   readonly drivers: Map<string, DriverDefinition>
   /** Further names that a node may not take (backends, jobs share one space with nodes). */
   readonly reservedNames: Set<string> = new Set()
+  /** Open backends, the oldest first. */
+  readonly backends: Set<BlockBackend> = new Set()
   readonly #nodes = new Map<string, BlockNode>()
-  readonly #closing = new Set<Promise<void>>()
+  readonly #closings = new Closings()
 
   constructor(options: BlockGraphOptions) {
     this.ctx = options.ctx
@@ -85,28 +87,18 @@ export class BlockGraph {
 
   /** Opens a node; the caller holds its one reference (`unref` gives it back). */
   open(options: BlockdevOptions): Promise<BlockNode> {
-    checkFreeName(this, options['node-name'])
     return openNode(this, options, {})
   }
 
   /** Opens a child for a driver or takes an existing node; the answer holds a reference. */
   async take(ref: BlockdevRef, inherited: Partial<BlockdevOptions>): Promise<BlockNode> {
-    if (typeof ref !== 'string') {
-      checkFreeName(this, ref['node-name'])
-      return openNode(this, ref, inherited)
-    }
+    if (typeof ref !== 'string') return openNode(this, ref, inherited)
     const node = this.#nodes.get(ref)
     // A node that is still being opened cannot be its own child.
     if (node?.driver === undefined)
       throw new BlockError('EINVAL', `Cannot find device='${ref}' nor node-name='${ref}'`)
     node.refs++
     return node
-  }
-
-  /** Moves a node to the end of the list; for `openNode` only. */
-  relist(node: BlockNode): void {
-    this.#nodes.delete(node.name)
-    this.#nodes.set(node.name, node)
   }
 
   /** Puts an opened node on the list; for `openNode` only. */
@@ -133,7 +125,7 @@ export class BlockGraph {
       throw new BlockError('EBUSY', `Block device ${name} is in use`, { node: name })
     node.monitorOwned = false
     this.unref(node)
-    await this.settled()
+    await this.gone()
   }
 
   /** Drops a reference; the last one closes the node (see `settled`). */
@@ -141,13 +133,25 @@ export class BlockGraph {
     assert(node.refs > 0, `node ${node.name} has a reference to drop`)
     node.refs--
     if (node.refs > 0) return
-    const closing = closeNode(node).finally(() => this.#closing.delete(closing))
-    this.#closing.add(closing)
+    this.#closings.add(node)
   }
 
-  /** Waits until every node that was given up has closed. */
-  async settled(): Promise<void> {
-    while (this.#closing.size > 0) await Promise.all(this.#closing)
+  /**
+   * Waits until every node that was given up has closed, but for one whose driver still ends what it
+   * runs: that may be who asks.
+   */
+  settled(): Promise<void> {
+    return this.#closings.settled()
+  }
+
+  /** Waits until every node that was given up has closed. Never for a driver that closes. */
+  gone(): Promise<void> {
+    return this.#closings.gone()
+  }
+
+  /** For a driver that closes: does something that edits the graph and waits for it. */
+  aside(node: BlockNode, action: () => Promise<void>): Promise<void> {
+    return this.#closings.aside(node, action)
   }
 
   /**
@@ -243,7 +247,6 @@ export class BlockGraph {
   /** Opens a filter over `top` (by name, in its options) and moves the users of `top` onto it. */
   async insertFilter(options: BlockdevOptions, top: BlockNode): Promise<BlockNode> {
     return this.withDrained(top, async () => {
-      checkFreeName(this, options['node-name'])
       const filter = await openNode(this, options, {}, true)
       filter.implicit = options['node-name'] === undefined
       filter.appending = false
@@ -322,7 +325,7 @@ export class BlockGraph {
       node.monitorOwned = false
       this.unref(node)
     }
-    await this.settled()
+    await this.gone()
   }
 }
 

@@ -101,7 +101,10 @@ export class NamedBitmap {
   hold(): BitmapHold {
     this.checkChangeable()
     const before = this.bits
-    this.#since = DirtyBitmap.create(before.size, before.granularity)
+    const since = DirtyBitmap.create(before.size, before.granularity)
+    this.#since = since
+    const recording = this.#enabled
+    const hide = this.node.bitmaps.show({ bits: since, recording })
     const release = this.use()
     return {
       end: (rest) => {
@@ -111,6 +114,7 @@ export class NamedBitmap {
         }
         if (this.#since !== undefined) copyBits(this.#since, this.bits)
         this.#since = undefined
+        hide()
         release()
       },
     }
@@ -210,13 +214,32 @@ export function copyBits(from: DirtyBitmap, to: DirtyBitmap): void {
   }
 }
 
+/** A bitmap without a name, which a job works with for a while; users see it and cannot touch it. */
+export interface WorkingBitmap {
+  readonly bits: DirtyBitmap
+  /** Writes are noted in it. */
+  readonly recording: boolean
+}
+
 /** The bitmaps of one node. */
 export class NodeBitmaps {
   readonly #node: BlockNode
   readonly #all = new Map<string, NamedBitmap>()
+  readonly #working = new Set<WorkingBitmap>()
 
   constructor(node: BlockNode) {
     this.#node = node
+  }
+
+  /** Lets users see a bitmap without a name until the answer is called. */
+  show(bitmap: WorkingBitmap): () => void {
+    this.#working.add(bitmap)
+    return () => void this.#working.delete(bitmap)
+  }
+
+  /** The bitmaps without a name, newest first. */
+  working(): WorkingBitmap[] {
+    return [...this.#working].reverse()
   }
 
   /** All of them, newest first. */
@@ -248,14 +271,14 @@ export class NodeBitmaps {
     const { name } = options
     const context = { node: this.#node.name, op: 'block-dirty-bitmap-add' }
     if (name === '') throw new BlockError('EINVAL', 'Bitmap name cannot be empty', context)
-    if (Buffer.byteLength(name) > NAME_MAX)
-      throw new BlockError('EINVAL', `Bitmap name too long: ${name}`, context)
-    if (this.#all.has(name))
-      throw new BlockError('EEXIST', `Bitmap already exists: ${name}`, context)
-    const granularity = options.granularity ?? this.#defaultGranularity()
+    const granularity = options.granularity ?? defaultGranularity(this.#node)
     if (!Number.isInteger(Math.log2(granularity)) || granularity < 512)
       throw new BlockError('EINVAL', 'Granularity must be power of 2 and at least 512', context)
+    if (Buffer.byteLength(name) > NAME_MAX)
+      throw new BlockError('EINVAL', `Bitmap name too long: ${name}`, context)
     if (options.persistent === true) this.#checkStorable(name)
+    if (this.#all.has(name))
+      throw new BlockError('EEXIST', `Bitmap already exists: ${name}`, context)
     const bits = DirtyBitmap.create(this.#node.length(), granularity)
     const bitmap = new NamedBitmap(this.#node, options, bits)
     this.#all.set(name, bitmap)
@@ -285,12 +308,6 @@ export class NodeBitmaps {
     return bitmap
   }
 
-  #defaultGranularity(): number {
-    const cluster = this.#node.driver?.limits.clusterSize ?? 0
-    if (cluster === 0) return GRANULARITY_MAX
-    return Math.min(GRANULARITY_MAX, Math.max(GRANULARITY_MIN, cluster))
-  }
-
   #checkStorable(name: string): void {
     const driver = this.#node.needDriver()
     if (driver.storesBitmaps === true) return
@@ -300,4 +317,15 @@ export class NodeBitmaps {
       { node: this.#node.name, op: `bitmap ${name}` },
     )
   }
+}
+
+/** The clusters of the image that a layer without clusters of its own shows. */
+function defaultGranularity(node: BlockNode): number {
+  const { kind, name } = node.definition
+  const below = kind === 'filter' || name === 'raw' || name === 'blkdebug'
+  const child = below ? (node.child('file') ?? node.child('image')) : undefined
+  if (child !== undefined) return defaultGranularity(child.node)
+  const cluster = node.driver?.limits.clusterSize ?? 0
+  if (cluster === 0) return GRANULARITY_MAX
+  return Math.min(GRANULARITY_MAX, Math.max(GRANULARITY_MIN, cluster))
 }

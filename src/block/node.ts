@@ -69,6 +69,8 @@ export class BlockNode implements EdgeOwner {
   readonly writeListeners: Set<WriteListener> = new Set()
   /** Named dirty bitmaps. */
   readonly bitmaps: NodeBitmaps = new NodeBitmaps(this)
+  /** Where the write that reached furthest ended, also one that failed. */
+  writtenEnd = 0
   /** Counts ended writes; flush compares. */
   writeGeneration = 0
   /** The generation that the last successful flush covered. */
@@ -125,9 +127,10 @@ export class BlockNode implements EdgeOwner {
     return undefined
   }
 
-  /** Some backend uses this node. */
+  /** Some backend uses this node; one that reads for a job over its filter does not count. */
   get hasBackend(): boolean {
-    for (const edge of this.parents) if (edge.role === 'root') return true
+    for (const { role, owner } of this.parents)
+      if (role === 'root' && owner.readsForJob !== true) return true
     return false
   }
 

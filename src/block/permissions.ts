@@ -54,6 +54,16 @@ export function defaultChildPermissions(
       shared: PERM.CONSISTENT_READ | PERM.WRITE_UNCHANGED | sharedWrite,
     }
   }
+  if (role === 'data') {
+    // Nothing but what users write lies there, so it is written, and grows, only with them; a
+    // format that shrinks also clears the rest of its last cluster.
+    const cuts = definition.kind === 'format' ? PERM.RESIZE : 0
+    const writes = above.perm & (PERM.WRITE | PERM.WRITE_UNCHANGED | cuts)
+    return {
+      perm: above.perm | (writes === 0 ? 0 : PERM.WRITE | PERM.RESIZE),
+      shared: (above.shared & ~PERM.RESIZE) | PERM.WRITE_UNCHANGED,
+    }
+  }
   if (definition.kind === 'filter')
     return { perm: above.perm, shared: above.shared | PERM.WRITE_UNCHANGED }
   const writer = readOnly ? 0 : PERM.WRITE | PERM.RESIZE

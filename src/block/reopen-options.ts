@@ -19,7 +19,8 @@ const COMMON = [
 /** Refuses options that are gone and have no default to go back to. Errors: EINVAL. */
 export function checkReset(node: BlockNode, options: BlockdevOptions): void {
   const next = flat(options)
-  for (const key of fixedKeys(node, node.options)) {
+  const required = (node.definition.required ?? []).filter((key) => key in node.options)
+  for (const key of [...fixedKeys(node, node.options), ...required]) {
     if (next.has(key) || isChild(node, key)) continue
     const words = `Option '${key}' cannot be reset to its default value`
     throw new BlockError('EINVAL', words, { node: node.name })

@@ -12,7 +12,7 @@ import type { BlockdevOptions, PreparedReopen } from './driver.ts'
 import { nodeFlush } from './flush.ts'
 import type { BlockGraph } from './graph.ts'
 import type { BlockNode } from './node.ts'
-import { inheritedOptions } from './open.ts'
+import { checkDetectZeroes, inheritedOptions, wouldCircle } from './open.ts'
 import { loosenPermissions, updatePermissions } from './permissions.ts'
 import { cannotChange, checkReset, checkUnchanged } from './reopen-options.ts'
 import { hasJobAbove, isBelow } from './replace.ts'
@@ -36,6 +36,12 @@ interface EdgeChange {
   /** What the edge led to before. */
   readonly from: BlockNode | undefined
   readonly to: BlockNode | undefined
+}
+
+/** What becomes of the edges of an entry, or why it cannot be. */
+interface EdgePlan {
+  readonly changes: readonly EdgeChange[]
+  readonly error?: unknown
 }
 
 /** The edges that a reopen may move to another node. */
@@ -73,6 +79,16 @@ function expand(entries: readonly ReopenEntry[]): ReopenEntry[] {
   return all
 }
 
+/** A node that is given more than once gets all that was said of it, of each option the last. */
+function oneOfEach(entries: readonly ReopenEntry[]): ReopenEntry[] {
+  const all = new Map<BlockNode, ReopenEntry>()
+  for (const entry of entries) {
+    const options = { ...all.get(entry.node)?.options, ...entry.options }
+    all.set(entry.node, { ...entry, options })
+  }
+  return [...all.values()]
+}
+
 /** The image itself names a backing image, whether or not one is attached. */
 async function namesBacking(node: BlockNode): Promise<boolean> {
   const info = await node.driver?.info?.()
@@ -91,8 +107,9 @@ async function edgeChanges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgeC
   if (entry.keepChildren === true) return []
   const { node, options } = entry
   const changes: EdgeChange[] = []
-  const names = new Set([...node.children.keys()])
-  if (node.definition.supportsBacking === true) names.add('backing')
+  // What is wrong with the backing image is told first.
+  const mayBack = node.definition.supportsBacking === true
+  const names = new Set([...(mayBack ? ['backing'] : []), ...node.children.keys()])
   for (const name of names) {
     const edge = node.children.get(name)
     const ref = options[name]
@@ -108,7 +125,7 @@ async function edgeChanges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgeC
         `Cannot change backing link if '${node.name}' has an implicit backing file`,
         { node: node.name },
       )
-    if (edge?.frozen === true)
+    if (edge !== undefined && (edge.frozen || edge.pins > 0))
       throw new BlockError(
         'EPERM',
         `Cannot change frozen '${name}' link from '${node.name}' to '${edge.node.name}'`,
@@ -118,12 +135,7 @@ async function edgeChanges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgeC
       throw new BlockError('EBUSY', `Cannot change '${name}' link of '${node.name}' under a job`, {
         node: node.name,
       })
-    if (to !== undefined && isBelow(to, node))
-      throw new BlockError(
-        'EINVAL',
-        `Making '${to.name}' a ${name} child of '${node.name}' would create a cycle`,
-        { node: node.name },
-      )
+    if (to !== undefined && isBelow(to, node)) throw wouldCircle(node, name, to)
     changes.push({ node, name, edge, from: edge?.node, to })
   }
   return changes
@@ -151,6 +163,7 @@ function changeTarget(
 
 async function prepare(entry: ReopenEntry): Promise<PreparedReopen> {
   const { node, options } = entry
+  checkDetectZeroes(options)
   const driver = node.needDriver()
   if (driver.reopenPrepare === undefined)
     throw new BlockError(
@@ -159,6 +172,7 @@ async function prepare(entry: ReopenEntry): Promise<PreparedReopen> {
         'reopening files',
       { node: node.name, op: 'reopen' },
     )
+  checkReset(node, options)
   return driver.reopenPrepare({ options, readOnly: options['read-only'] === true })
 }
 
@@ -187,23 +201,22 @@ function applyEdge(graph: BlockGraph, { node, name, edge, from, to }: EdgeChange
 
 /** See `BlockGraph.reopen`. Errors: EINVAL, EPERM, ENOTSUP, those of the drivers. */
 export async function reopenNodes(graph: BlockGraph, given: readonly ReopenEntry[]): Promise<void> {
-  const entries = expand(given)
-  for (const entry of entries) checkReset(entry.node, entry.options)
+  const entries = expand(oneOfEach(given))
   const held: BlockNode[] = []
   const hold = async (node: BlockNode): Promise<void> => {
     held.push(node)
     await graph.drainedBegin(node)
   }
-  let changes: EdgeChange[] = []
+  let plans: readonly EdgePlan[] = []
   try {
     for (const { node } of entries) await hold(node)
-    changes = await holdChanges(graph, entries, held, hold)
-    await reopenDrained(graph, entries, changes)
+    plans = await holdChanges(graph, entries, held, hold)
+    await reopenDrained(graph, entries, plans)
   } finally {
     for (const node of held.reverse()) graph.drainedEnd(node)
   }
   // A node that nobody uses any more is gone when the command returns.
-  if (changes.length > 0) await graph.settled()
+  if (plans.some(({ changes }) => changes.length > 0)) await graph.settled()
 }
 
 /** The edges to change, once everything they will lead to is drained as well. */
@@ -212,23 +225,34 @@ async function holdChanges(
   entries: readonly ReopenEntry[],
   held: readonly BlockNode[],
   hold: (node: BlockNode) => Promise<void>,
-): Promise<EdgeChange[]> {
+): Promise<EdgePlan[]> {
   for (;;) {
-    const changes: EdgeChange[] = []
-    for (const entry of entries) changes.push(...(await edgeChanges(graph, entry)))
+    const plans: EdgePlan[] = []
+    for (const entry of entries) plans.push(await planEdges(graph, entry))
+    const changes = plans.flatMap((plan) => plan.changes)
     const fresh = changes.find(({ to }) => to !== undefined && !held.includes(to))?.to
-    if (fresh === undefined) return changes
+    if (fresh === undefined) return plans
     // What is found may change while it is being drained: look again.
     await hold(fresh)
+  }
+}
+
+// What the driver has to say of its options comes before what is wrong with the children.
+async function planEdges(graph: BlockGraph, entry: ReopenEntry): Promise<EdgePlan> {
+  try {
+    return { changes: await edgeChanges(graph, entry) }
+  } catch (error) {
+    return { changes: [], error }
   }
 }
 
 async function reopenDrained(
   graph: BlockGraph,
   entries: readonly ReopenEntry[],
-  changes: readonly EdgeChange[],
+  plans: readonly EdgePlan[],
 ): Promise<void> {
   for (const { node } of entries) await flushFor(node)
+  const changes = plans.flatMap((plan) => plan.changes)
   const prepared: PreparedReopen[] = []
   const undoEdges: (() => void)[] = []
   const nodes = entries.map((e) => e.node)
@@ -236,8 +260,10 @@ async function reopenDrained(
   const touched = changes.flatMap(({ edge, to }) => [edge?.node, to])
   const future = new Map(entries.map((e) => [e.node, e.options['read-only'] === true] as const))
   try {
-    for (const entry of entries) {
+    for (const [index, entry] of entries.entries()) {
       prepared.push(await prepare(entry))
+      const plan = plans[index]
+      if (plan?.error !== undefined) throw plan.error
       checkUnchanged(entry.node, entry.options)
     }
     for (const change of changes) undoEdges.push(applyEdge(graph, change))

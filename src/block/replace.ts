@@ -4,6 +4,7 @@
  * Invariants:
  * - A job's edge never moves, nor does the edge of a user that the new node stands on: that keeps a
  *   filter over what it filters.
+ * - An edge that somebody relies on only moves over or off filters of the disk it leads to.
  * - Either every other edge moves and all permissions hold, or none moves.
  */
 import { BlockError } from '../util/errors.ts'
@@ -38,6 +39,13 @@ export function hasJobAbove(node: BlockNode): boolean {
   return false
 }
 
+/** What a node is about: the first node below filters. */
+function diskOf(node: BlockNode): BlockNode {
+  let at = node
+  while (at.definition.kind === 'filter' && at.chainNext !== undefined) at = at.chainNext
+  return at
+}
+
 function mayMove(edge: BlockChild, to: BlockNode): boolean {
   if (edge.role === 'job') return false
   if (edge.owner.ownerKind !== 'node') return true
@@ -63,7 +71,7 @@ export async function replaceNode(
 function moveAll(graph: BlockGraph, from: BlockNode, to: BlockNode): void {
   const edges = [...from.parents].filter((edge) => mayMove(edge, to))
   for (const edge of edges)
-    if (edge.frozen)
+    if (edge.frozen || (edge.pins > 0 && diskOf(from) !== diskOf(to)))
       throw new BlockError('EPERM', `Cannot change '${edge.name}' link to '${from.name}'`, {
         node: from.name,
       })

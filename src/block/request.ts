@@ -161,8 +161,14 @@ function checkEnd(node: BlockNode, edge: BlockChild, offset: number, bytes: numb
     throw ioError('EIO', { node: node.name, offset, bytes, op: 'write' })
 }
 
-/** A write-class request of the range ended, successfully or not. */
+/** A write of the range ended, successfully or not. */
 export function wrote(node: BlockNode, offset: number, bytes: number): void {
+  if (offset + bytes > node.writtenEnd) node.writtenEnd = offset + bytes
+  changed(node, offset, bytes)
+}
+
+/** A write-class request of the range ended, successfully or not. */
+export function changed(node: BlockNode, offset: number, bytes: number): void {
   node.writeGeneration++
   if (node.writeListeners.size > 0) for (const heard of node.writeListeners) heard(offset, bytes)
 }

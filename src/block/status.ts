@@ -63,7 +63,10 @@ function clip(answer: BlockStatus, want: number): BlockStatus {
 
 /** A run of a chain with one answer. */
 export interface ChainStatus {
-  /** DATA, ZERO and ALLOCATED as the whole chain shows them. */
+  /**
+   * DATA, ZERO and ALLOCATED as the whole chain shows them. Neither DATA nor ZERO: only a read
+   * tells, as through a `raw` node over an overlay.
+   */
   readonly flags: number
   /** Bytes from the asked offset with that answer; above 0. */
   readonly bytes: number
@@ -73,16 +76,24 @@ export interface ChainStatus {
 
 const RAW_DEPTH_LIMIT = 64
 
-/** Follows RAW answers down to whoever knows whether the range is data or zero. */
-async function resolveRaw(status: BlockStatus): Promise<BlockStatus> {
+/**
+ * Follows RAW answers down to whoever knows whether the range is data or zero. `undecided`: that is an overlay which holds nothing there, and what shows is below it.
+ */
+async function resolveRaw(status: BlockStatus): Promise<BlockStatus & { undecided: boolean }> {
   let now = status
+  let below: BlockNode | undefined
+  let from = 0
   for (let i = 0; i < RAW_DEPTH_LIMIT && (now.flags & STATUS.RAW) !== 0; i++) {
     assert(now.file !== undefined && now.map !== undefined, 'a RAW status names file and map')
-    const below = await nodeStatus(now.file.node, now.map, now.bytes)
-    const bytes = Math.min(now.bytes, below.bytes)
-    now = { ...below, flags: below.flags | STATUS.ALLOCATED, bytes }
+    below = now.file.node
+    from = now.map
+    const answer = await nodeStatus(below, from, now.bytes)
+    const bytes = Math.min(now.bytes, answer.bytes)
+    now = { ...answer, flags: answer.flags | STATUS.ALLOCATED, bytes }
   }
-  return now
+  const known = (now.flags & (STATUS.DATA | STATUS.ZERO)) !== 0
+  const shown = below?.chainNext?.length() ?? 0
+  return { ...now, undecided: !known && from < shown }
 }
 
 /**
@@ -120,13 +131,19 @@ async function chainStatusLater(
   depth: number,
 ): Promise<ChainStatus> {
   let status = await first
+  let undecided = false
   const filter = node.definition.kind === 'filter'
-  if (!filter) status = await resolveRaw(status)
+  if (!filter && (status.flags & STATUS.RAW) !== 0) {
+    const resolved = await resolveRaw(status)
+    status = resolved
+    undecided = resolved.undecided
+  }
   const found = decide(status, depth)
   if (found !== undefined) return found
   const next = node.chainNext
   const want = Math.min(bytes, status.bytes)
-  if (next === undefined || next === base) return { flags: STATUS.ZERO, bytes: want, depth: -1 }
+  if (next === undefined || next === base)
+    return { flags: undecided ? 0 : STATUS.ZERO, bytes: want, depth: -1 }
   const rest = await chainStatus(next, base, offset, want)
   const above = filter ? depth : depth + 1
   return rest.depth < 0 ? rest : { ...rest, depth: rest.depth + above }

@@ -32,7 +32,7 @@ import { DEBUG_EVENTS, raiseDebugEvent } from './debug-event.ts'
 
 const SECTOR_BYTES = 512
 const EIO = 5
-const PASSED_FLAGS = FLAG.FUA | FLAG.WRITE_UNCHANGED | FLAG.SERIALISING | FLAG.WRITE_COMPRESSED
+const PASSED_FLAGS = FLAG.FUA | FLAG.WRITE_UNCHANGED | FLAG.SERIALISING
 
 /** What a request is, as rules name it. */
 type IoType = 'read' | 'write' | 'write-zeroes' | 'discard' | 'flush' | 'block-status'
@@ -153,17 +153,18 @@ function rulesOf(options: BlockdevOptions): Rules {
   return rules
 }
 
-function limitsOf(options: BlockdevOptions): BlockLimits {
+function limitsOf(options: BlockdevOptions, image: BlockChild): BlockLimits {
   const align = numberOf(options, 'align', 0)
   if (align < 0)
     throw new BlockError('EINVAL', "Parameter 'align' expects a non-negative number below 2^64")
   if (align !== 0 && (!Number.isInteger(Math.log2(align)) || align > 65536))
     throw new BlockError('EINVAL', `Cannot meet constraints with align ${align}`)
+  const below = image.node.driver?.limits.requestAlignment ?? 1
   const multiple = (name: string, unit = 1): number => {
     const value = numberOf(options, name, 0)
     if (value < 0)
       throw new BlockError('EINVAL', `Parameter '${name}' expects a non-negative number below 2^64`)
-    if (value !== 0 && value % Math.max(align, unit, 1) !== 0)
+    if (value !== 0 && value % Math.max(align, unit, below) !== 0)
       throw new BlockError('EINVAL', `Cannot meet constraints with ${name} ${value}`)
     return value
   }
@@ -192,7 +193,6 @@ class BlkdebugDriver implements BlockDriver, DebugListener {
   /** Where requests stop. */
   readonly points = new BreakpointTable()
   readonly limits: BlockLimits
-  readonly writeFlags = PASSED_FLAGS
   readonly zeroesFlags = PASSED_FLAGS | FLAG.MAY_UNMAP
   readonly #node: BlockNode
   readonly #image: BlockChild
@@ -207,6 +207,12 @@ class BlkdebugDriver implements BlockDriver, DebugListener {
     this.#inject = new Set(rules.inject)
     this.#states = rules.states
     this.limits = limits
+  }
+
+  /** What the image makes up for with a flush is a flush that passes here. */
+  get writeFlags(): number {
+    const below = this.#image.node.driver?.writeFlags ?? 0
+    return PASSED_FLAGS & (below | ~FLAG.FUA)
   }
 
   length(): number {
@@ -348,9 +354,8 @@ export const blkdebugDriver: DriverDefinition = {
   kind: 'filter',
   async open(node: BlockNode, options: BlockdevOptions, opener: ChildOpener): Promise<BlockDriver> {
     const rules = rulesOf(options)
-    const limits = limitsOf(options)
     const image = await opener.open('image', options.image as BlockdevRef, 'filtered')
-    return new BlkdebugDriver(node, image, rules, limits)
+    return new BlkdebugDriver(node, image, rules, limitsOf(options, image))
   },
   childPermissions(
     node: BlockNode,

@@ -386,7 +386,10 @@ export class CopyBeforeWrite implements BlockDriver {
 function wantedBits(node: BlockNode, option: unknown): DirtyBitmap | undefined {
   if (typeof option !== 'object' || option === null) return undefined
   const { node: owner, name } = option as { readonly node?: unknown; readonly name?: unknown }
-  const bitmap = node.graph.find(String(owner))?.bitmaps.get(String(name))
+  const noted = node.graph.find(String(owner))
+  if (noted === undefined)
+    throw new BlockError('EINVAL', `Node '${String(owner)}' not found`, { node: node.name })
+  const bitmap = noted.bitmaps.get(String(name))
   if (bitmap === undefined)
     throw new BlockError('EINVAL', `Dirty bitmap '${String(name)}' not found`, { node: node.name })
   bitmap.checkUsable()

@@ -2,15 +2,15 @@
  * `copy-on-read`: what is read from a backing image is written to the overlay.
  *
  * Invariants:
- * - A copy and a write of the same range, both through this filter, never overlap in time, so a copy
- *   never replaces what was just written; writers beside the filter are not let in.
+ * - A copy and a write of the same range never overlap in time, also when the writer comes beside
+ *   the filter, so a copy never replaces what was just written.
  * - A copy changes nothing that a reader can see. A copy that fails fails the read.
  */
 import type { BlockChild } from '../block/child.ts'
+import { copyUp } from '../block/copy-up.ts'
 import type { BlockdevRef, DriverDefinition } from '../block/driver.ts'
 import { FLAG, PERM } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
-import { allZero } from '../block/request.ts'
 import { isAllocatedAbove } from '../block/status.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
 import { BlockError } from '../util/errors.ts'
@@ -47,6 +47,7 @@ class HeldRanges {
 }
 
 class CopyOnReadDriver extends PassThrough {
+  override readonly writeFlags: number = FLAG.FUA | FLAG.WRITE_UNCHANGED | FLAG.WRITE_COMPRESSED
   readonly #node: BlockNode
   readonly #bottom: string | undefined
   readonly #links: readonly BlockChild[]
@@ -118,15 +119,15 @@ class CopyOnReadDriver extends PassThrough {
 
   /** Copies the clusters of a range and answers the range itself. */
   async #copy(offset: number, into: Uint8Array): Promise<void> {
-    const unit = Math.max(1, topLayer(this.file.node).driver?.limits.clusterSize ?? 1)
+    const { node } = this.file
+    const align = node.driver?.limits.requestAlignment ?? 1
+    const unit = Math.max(align, topLayer(node).driver?.limits.clusterSize ?? 1)
     const start = offset - (offset % unit)
     const end = Math.min(Math.ceil((offset + into.length) / unit) * unit, this.length())
     await this.#ranges.run(start, end, async () => {
       const whole = start === offset && end === offset + into.length
       const data = whole ? into : Buffer.allocUnsafeSlow(end - start)
-      await this.file.pread(start, data)
-      if (allZero(data)) await this.file.pwriteZeroes(start, data.length, FLAG.WRITE_UNCHANGED)
-      else await this.file.pwrite(start, data, FLAG.WRITE_UNCHANGED)
+      await copyUp(node, start, data)
       if (!whole) into.set(data.subarray(offset - start, offset - start + into.length))
     })
   }
@@ -188,12 +189,10 @@ export const copyOnReadDriver: DriverDefinition = {
     const held = options['holds-chain'] === false ? [] : linksDownTo(file.node, bottom)
     return new CopyOnReadDriver(node, file, bottom, held)
   },
-  childPermissions(node, _child, above, readOnly) {
-    // Nothing comes through it yet: a filter that is being put over a disk lets its users be.
-    if (node.parents.size === 0) return { perm: 0, shared: PERM.ALL }
+  childPermissions(_node, _child, above) {
     return {
-      perm: above.perm | (readOnly ? 0 : PERM.WRITE_UNCHANGED),
-      shared: (above.shared | PERM.WRITE_UNCHANGED) & ~PERM.WRITE,
+      perm: above.perm | PERM.WRITE_UNCHANGED,
+      shared: above.shared | PERM.WRITE_UNCHANGED,
     }
   },
 }

@@ -18,6 +18,12 @@ export function raiseDebugEvent(child: BlockChild, event: string): void {
   if (driver !== undefined && 'debugEvent' in driver) (driver as DebugListener).debugEvent(event)
 }
 
+/** Somebody below waits for events: what may be left out otherwise is then done, so that they come. */
+export function hearsDebugEvents(child: BlockChild): boolean {
+  const { driver } = child.node
+  return driver !== undefined && 'debugEvent' in driver
+}
+
 /** Every event that a rule of `blkdebug` can name. */
 export const DEBUG_EVENTS: readonly string[] = [
   ...['l1_update', 'l1_grow_alloc_table', 'l1_grow_write_table', 'l1_grow_activate_table'],

@@ -32,6 +32,9 @@ const SECTOR_BYTES = 512
 /** Permissions that two nodes over one file must agree on. */
 const LOCKED = PERM.WRITE | PERM.RESIZE
 
+/** The first of the locks that is not to be had. */
+const lockName = (bits: number): string => ((bits & PERM.WRITE) !== 0 ? '"write"' : '"resize"')
+
 const roundUp = (bytes: number): number => Math.ceil(bytes / SECTOR_BYTES) * SECTOR_BYTES
 
 /** Words of a host error as messages show them. */
@@ -62,13 +65,11 @@ function openHost(path: string, readOnly: boolean): number {
   const stat = fs.fstatSync(fd)
   if (stat.isFile()) return fd
   fs.closeSync(fd)
-  if (stat.isDirectory())
-    throw new BlockError('EINVAL', `Could not open '${path}': Is a directory`, { path })
   const words = `'file' driver requires '${path}' to be a regular file`
   throw new BlockError('EINVAL', words, { path })
 }
 
-function checkOptions(options: BlockdevOptions, readOnly: boolean): string {
+function checkOptions(options: BlockdevOptions): string {
   const filename = options.filename
   if (typeof filename !== 'string' || filename === '')
     throw new BlockError('EINVAL', "The 'file' block driver requires a file name")
@@ -77,8 +78,6 @@ function checkOptions(options: BlockdevOptions, readOnly: boolean): string {
     const words = `No persistent reservation manager with id '${String(manager)}'`
     throw new BlockError('EINVAL', words)
   }
-  if (options['force-share'] === true && !readOnly)
-    throw new BlockError('EINVAL', 'force-share=on can only be used with read-only images')
   if (options.aio === 'native' && options.cache?.direct !== true)
     throw new BlockError(
       'EINVAL',
@@ -125,8 +124,9 @@ class FileDriver implements BlockDriver {
       if (other === this.#node || !(driver instanceof FileDriver)) continue
       if (driver.#identity !== this.#identity || other.options.locking === 'off') continue
       const theirs = cumulative(other)
-      if ((perm & ~theirs.shared & LOCKED) !== 0) throw this.#locked('"write"')
-      if ((theirs.perm & ~shared & LOCKED) !== 0) throw this.#locked('shared "write"')
+      const [mine, kept] = [perm & ~theirs.shared & LOCKED, theirs.perm & ~shared & LOCKED]
+      if (mine !== 0) throw this.#locked(lockName(mine))
+      if (kept !== 0) throw this.#locked(`shared ${lockName(kept)}`)
     }
   }
 
@@ -228,7 +228,7 @@ class FileDriver implements BlockDriver {
   }
 
   reopenPrepare(target: ReopenTarget): PreparedReopen {
-    checkOptions(target.options, target.readOnly)
+    checkOptions(target.options)
     if (target.readOnly === this.#readOnly) return { commit: noop, abort: noop }
     const fd = openHost(this.#path, target.readOnly)
     return {
@@ -287,12 +287,14 @@ export const fileDriver: DriverDefinition = {
   kind: 'protocol',
   changeable: ['drop-cache', 'x-check-cache-dropped'],
   async open(node: BlockNode, options: BlockdevOptions): Promise<BlockDriver> {
-    const path = checkOptions(options, node.readOnly)
+    const path = checkOptions(options)
     let fd: number
     try {
       fd = openHost(path, node.readOnly)
     } catch (error) {
-      const denied = error instanceof BlockError && ['EACCES', 'EPERM'].includes(error.code)
+      // A folder is told apart only once it is open.
+      const { code, message } = asBlockError(error)
+      const denied = ['EACCES', 'EPERM'].includes(code) || message.endsWith('Is a directory')
       if (node.readOnly || options['auto-read-only'] !== true || !denied) throw error
       fd = openHost(path, true)
       node.readOnly = true

@@ -21,6 +21,7 @@ import type { BlockNode } from '../block/node.ts'
 import { addressText, type NbdAddress } from '../nbd/address.ts'
 import { NbdClient } from '../nbd/client.ts'
 import { NBD_DEFAULT_PORT, NBD_FLAG, NBD_STATE } from '../nbd/constants.ts'
+import type { TlsClientOptions, TlsCredentials } from '../nbd/tls.ts'
 import { nbdUri } from '../nbd/uri.ts'
 import { BlockError } from '../util/errors.ts'
 
@@ -29,32 +30,60 @@ const MAX_ZEROES = 32 << 20
 
 const MAX_CONTEXT_NAME = 4096
 
+/** Finds a client's credentials by the id of their object. Errors: EINVAL when there are none. */
+export type FindCredentials = (id: string) => TlsCredentials
+
 /** Disks behind an NBD server. */
-export const nbdDriver: DriverDefinition = {
-  name: 'nbd',
-  kind: 'protocol',
-  async open(node: BlockNode, options: BlockdevOptions): Promise<BlockDriver> {
-    refuseUnknown(options)
-    const address = addressOf(options)
-    const exportName = textOption(options, 'export') ?? ''
-    const client = await NbdClient.connect({
-      ctx: node.graph.ctx,
-      address,
-      exportName,
-      reconnectDelayMs: secondsOption(options, 'reconnect-delay'),
-      openTimeoutMs: secondsOption(options, 'open-timeout'),
-      requestTimeoutMs: secondsOption(options, 'request-timeout'),
-    })
-    if (client.readOnly && !node.readOnly) {
-      if (options['auto-read-only'] !== true) {
-        await client.disconnect()
-        const words = `NBD export '${exportName}' is read-only: Permission denied`
-        throw new BlockError('EACCES', words, { path: addressText(address) })
-      }
-      node.readOnly = true
+export function makeNbdDriver(credentials: FindCredentials): DriverDefinition {
+  return {
+    name: 'nbd',
+    kind: 'protocol',
+    open: (node, options) => open(node, options, credentials),
+  }
+}
+
+/** The driver where there are no objects, and so no credentials. */
+export const nbdDriver: DriverDefinition = makeNbdDriver((id) => {
+  throw new BlockError('EINVAL', `No TLS credentials with id '${id}'`)
+})
+
+async function open(
+  node: BlockNode,
+  options: BlockdevOptions,
+  credentials: FindCredentials,
+): Promise<BlockDriver> {
+  refuseUnknown(options)
+  const address = addressOf(options)
+  const exportName = textOption(options, 'export') ?? ''
+  const tls = tlsOptions(options, credentials)
+  const client = await NbdClient.connect({
+    ctx: node.graph.ctx,
+    address,
+    exportName,
+    reconnectDelayMs: secondsOption(options, 'reconnect-delay'),
+    openTimeoutMs: secondsOption(options, 'open-timeout'),
+    requestTimeoutMs: secondsOption(options, 'request-timeout'),
+    ...(tls === undefined ? {} : { tls }),
+  })
+  if (client.readOnly && !node.readOnly) {
+    if (options['auto-read-only'] !== true) {
+      await client.disconnect()
+      const words = `NBD export '${exportName}' is read-only: Permission denied`
+      throw new BlockError('EACCES', words, { path: addressText(address) })
     }
-    return new NbdDisk(client, nbdUri(address, exportName))
-  },
+    node.readOnly = true
+  }
+  return new NbdDisk(client, nbdUri(address, exportName))
+}
+
+function tlsOptions(
+  options: BlockdevOptions,
+  credentials: FindCredentials,
+): TlsClientOptions | undefined {
+  const id = textOption(options, 'tls-creds')
+  const hostname = textOption(options, 'tls-hostname')
+  if (id === undefined) return undefined
+  return { credentials: credentials(id), ...(hostname === undefined ? {} : { hostname }) }
 }
 
 /** A node's view of an NBD client. */
@@ -152,6 +181,10 @@ function addressOf(options: BlockdevOptions): NbdAddress {
   if (path !== undefined && host !== undefined) {
     throw new BlockError('EINVAL', 'path and host may not be used at the same time')
   }
+  if (type === 'fd') {
+    const words = `File descriptor named '${String(fields.str)}' has not been found`
+    throw new BlockError('EINVAL', words)
+  }
   if (type !== undefined && type !== 'unix' && type !== 'inet') {
     throw new BlockError('EINVAL', `NBD server address of type '${String(type)}' is not supported`)
   }
@@ -168,11 +201,8 @@ function textOption(options: BlockdevOptions, name: string): string | undefined 
   throw new BlockError('EINVAL', `Invalid parameter type for '${name}', expected: string`)
 }
 
-// Dirty bitmaps of servers are read by other means, and no credentials can be made here.
+// Dirty bitmaps of servers are read by other means.
 function refuseUnknown(options: BlockdevOptions): void {
-  const creds = options['tls-creds']
-  if (creds !== undefined)
-    throw new BlockError('EINVAL', `No TLS credentials with id '${String(creds)}'`)
   const context = options['x-dirty-bitmap']
   if (context === undefined) return
   const words =

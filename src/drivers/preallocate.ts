@@ -5,8 +5,13 @@
  * - The content and the length are those of the child; space is taken as writes need it, so the
  *   sizes of the options are checked and remembered only.
  */
-import type { BlockdevOptions, BlockdevRef, DriverDefinition } from '../block/driver.ts'
-import { PERM } from '../block/driver.ts'
+import type {
+  BlockdevOptions,
+  BlockdevRef,
+  DriverDefinition,
+  PreparedReopen,
+  ReopenTarget,
+} from '../block/driver.ts'
 import { BlockError } from '../util/errors.ts'
 import { PassThrough } from './pass-through.ts'
 
@@ -19,7 +24,14 @@ class PreallocateDriver extends PassThrough {
       throw new BlockError('ENOTSUP', 'Image format driver does not support resize')
     return this.file.node.driver?.truncate?.(size)
   }
+
+  reopenPrepare({ options }: ReopenTarget): PreparedReopen {
+    checkSizes(options)
+    return { commit: noop, abort: noop }
+  }
 }
+
+function noop(): void {}
 
 function checkSizes(options: BlockdevOptions): void {
   for (const name of ['prealloc-align', 'prealloc-size']) {
@@ -39,14 +51,11 @@ function checkSizes(options: BlockdevOptions): void {
 export const preallocateDriver: DriverDefinition = {
   name: 'preallocate',
   kind: 'filter',
+  changeable: ['prealloc-align', 'prealloc-size'],
+  required: ['prealloc-align', 'prealloc-size'],
   async open(_node, options, opener) {
     const file = await opener.open('file', options.file as BlockdevRef, 'filtered')
     checkSizes(options)
     return new PreallocateDriver(file)
-  },
-  // Whoever writes may write beyond the end.
-  childPermissions(_node, _child, above) {
-    const grows = (above.perm & PERM.WRITE) === 0 ? 0 : PERM.RESIZE
-    return { perm: above.perm | grows, shared: above.shared }
   },
 }

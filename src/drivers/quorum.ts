@@ -20,6 +20,7 @@ import type {
 } from '../block/driver.ts'
 import { FLAG, NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
+import { wouldCircle } from '../block/open.ts'
 import { isBelow } from '../block/replace.ts'
 import { chainStatus } from '../block/status.ts'
 import type { Pending } from '../coroutine/coroutine.ts'
@@ -45,8 +46,8 @@ export const quorumDriver: DriverDefinition = {
   name: 'quorum',
   kind: 'format',
   open: openQuorum,
-  childPermissions(node, _child, above, readOnly): Permissions {
-    const rewrite = node.options['rewrite-corrupted'] === true && !readOnly
+  childPermissions(node, _child, above): Permissions {
+    const rewrite = rewrites(node.options)
     const shared = above.shared & PERM.CONSISTENT_READ
     return {
       perm: above.perm | (rewrite ? PERM.WRITE : 0),
@@ -71,13 +72,18 @@ async function openQuorum(
   return new Quorum(node, checked, children)
 }
 
+/** Only a vote finds out that a child is wrong. */
+function rewrites(options: BlockdevOptions): boolean {
+  return options['rewrite-corrupted'] === true && options['read-pattern'] !== 'fifo'
+}
+
 function checkOptions(options: BlockdevOptions, count: number): QuorumOptions {
   const threshold = Number(options['vote-threshold'])
   const checked = {
     threshold,
     fifo: options['read-pattern'] === 'fifo',
     blkverify: options.blkverify === true,
-    rewrite: options['rewrite-corrupted'] === true,
+    rewrite: rewrites(options),
   }
   if (count < 1) throw invalid('Number of provided children must be 1 or more')
   if (!(threshold >= 1)) throw invalid("Parameter 'vote-threshold' expects a value >= 1")
@@ -87,7 +93,7 @@ function checkOptions(options: BlockdevOptions, count: number): QuorumOptions {
       'blkverify=on can only be set if there are exactly two files and vote-threshold is 2',
     )
   }
-  if (checked.blkverify && checked.rewrite) {
+  if (checked.blkverify && options['rewrite-corrupted'] === true) {
     throw invalid('rewrite-corrupted=on cannot be used with blkverify=on')
   }
   return checked
@@ -177,10 +183,7 @@ class Quorum implements BlockDriver {
     if (child.length() !== this.length()) throw sizeError(this.node.name)
     const { graph } = this.node
     const name = `children.${this.nextIndex}`
-    if (isBelow(child, this.node)) {
-      const words = `Making '${child.name}' a ${name} child of '${this.node.name}' would create a cycle`
-      throw new BlockError('EINVAL', words, { node: this.node.name })
-    }
+    if (isBelow(child, this.node)) throw wouldCircle(this.node, name, child)
     await graph.withDrained(this.node, async () => {
       child.refs++
       const edge = await graph.attach(this.node, child, name, 'data')

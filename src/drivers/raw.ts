@@ -23,6 +23,7 @@ import type {
 import { FLAG, NO_LIMITS, PERM, STATUS } from '../block/driver.ts'
 import type { BlockNode } from '../block/node.ts'
 import { hasJobAbove } from '../block/replace.ts'
+import { nodeTruncate } from '../block/truncate.ts'
 import type { MaybePromise, Pending } from '../coroutine/coroutine.ts'
 import { BlockError, ioError } from '../util/errors.ts'
 import { raiseDebugEvent } from './debug-event.ts'
@@ -114,10 +115,7 @@ class RawDriver implements BlockDriver {
   truncate(size: number): MaybePromise<void> {
     if (this.#window.size !== undefined)
       throw new BlockError('ENOTSUP', 'Cannot resize fixed-size raw disks')
-    const truncate = this.#file.node.driver?.truncate
-    if (truncate === undefined)
-      throw new BlockError('ENOTSUP', 'Image format driver does not support resize')
-    return this.#file.node.driver?.truncate?.(this.#window.offset + size)
+    return nodeTruncate(this.#file, this.#window.offset + size)
   }
 
   reopenPrepare(target: ReopenTarget): PreparedReopen {
@@ -168,7 +166,11 @@ export const rawDriver: DriverDefinition = {
     return new RawDriver(node, file, windowOf(options, file.length()))
   },
   // Nothing of its own lies in the file: it takes and shares what its users do.
-  childPermissions(_node, _child, above): Permissions {
-    return { perm: above.perm, shared: above.shared | PERM.WRITE_UNCHANGED }
+  childPermissions(node, _child, above): Permissions {
+    // A file that gets another length would move or cut what a window shows.
+    const { offset, size } = node.options
+    const fixed = size !== undefined || (typeof offset === 'number' && offset > 0)
+    const shared = fixed ? above.shared & ~PERM.RESIZE : above.shared
+    return { perm: above.perm, shared: shared | PERM.WRITE_UNCHANGED }
   },
 }

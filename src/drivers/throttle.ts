@@ -312,6 +312,7 @@ export function makeThrottleDriver(groups: ThrottleGroups): DriverDefinition {
     name: 'throttle',
     kind: 'filter',
     changeable: ['throttle-group'],
+    required: ['throttle-group'],
     async open(
       _node: BlockNode,
       options: BlockdevOptions,

@@ -24,6 +24,7 @@ export class BitmapPart {
   readonly rest: DirtyBitmap
   readonly #mode: BitmapMode
   readonly #hold: BitmapHold
+  readonly #hide: () => void
 
   /** Begins now; the source is drained. `all`: everything is copied, whatever the bitmap says. */
   constructor(given: BackupBitmap, filter: CopyBeforeWriteFilter, all: boolean) {
@@ -32,6 +33,7 @@ export class BitmapPart {
     this.#hold = given.bitmap.hold()
     const granularity = Math.min(bits.granularity, filter.clusterSize)
     this.rest = DirtyBitmap.create(bits.size, granularity)
+    this.#hide = given.bitmap.node.bitmaps.show({ bits: this.rest, recording: false })
     if (all) {
       this.rest.setAll()
       return
@@ -53,6 +55,7 @@ export class BitmapPart {
 
   /** The job ended; once. */
   end(success: boolean): void {
+    this.#hide()
     if (this.#mode === 'never' || (!success && this.#mode === 'on-success')) this.#hold.end('all')
     else this.#hold.end(success ? 'none' : this.rest)
   }

@@ -57,8 +57,10 @@ export class BodyControl {
     this.#resting = false
   }
 
-  /** Sleeps; ends early when woken. */
+  /** Sleeps; ends early when woken, and at once when a pause or a cancel was asked for before. */
   async sleep(ms: number): Promise<void> {
+    // Their message woke nobody: the body was at work.
+    if (this.#words.paused || this.#words.cancelled) return
     let timer: TimerHandle | undefined
     await new Promise<void>((resolve) => {
       this.#wakers.push(resolve)

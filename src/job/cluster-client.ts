@@ -58,6 +58,7 @@ export class ClusterClient implements ClusterCopier {
     } finally {
       this.#asked -= 1
       markWritten(target)
+      target.writtenEnd = Math.max(target.writtenEnd, offset + bytes)
       for (const heard of target.writeListeners) heard(offset, bytes)
       target.tracked.remove(request)
       target.gate.end()

@@ -21,11 +21,19 @@ import { MirrorDriver } from './mirror.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
-import { insertCommitFilter, launchJob, type UndoSteps, undoing } from './start-job.ts'
+import {
+  insertCommitFilter,
+  type JobNode,
+  launchJob,
+  type UndoSteps,
+  undoing,
+} from './start-job.ts'
 
 /** Bounds of the granularity in bytes: a cluster of the target, within these. */
 const GRANULARITY_MIN = 4096
 const GRANULARITY_MAX = 65536
+/** A layer above a base that changes shows nothing sensible of its own. */
+const FOLDED = PERM.ALL & ~PERM.CONSISTENT_READ
 
 /** An active commit. */
 export interface CommitOptions {
@@ -101,9 +109,11 @@ async function build(
   const kind = inactive ? 'commit_top' : 'mirror_top'
   const filter = await insertCommitFilter(graph, top, options.filterNodeName, kind)
   undo.push(() => graph.removeFilter(filter))
-  const source = await openBackend(graph, top, PERM.CONSISTENT_READ)
+  // It takes no permission: the layers below stop being consistent as they are folded down.
+  const source = await openBackend(graph, top, 0, { readsForJob: !inactive })
   undo.push(() => source.close())
-  const target = await openBackend(graph, base, PERM.WRITE)
+  const shared = inactive ? PERM.ALL & ~(PERM.WRITE | PERM.RESIZE) : PERM.ALL
+  const target = await openBackend(graph, base, PERM.WRITE, { shared })
   undo.push(() => target.close())
   const dirty = DirtyBitmap.create(top.length(), mirrorGranularity(base))
   const driver = new MirrorDriver({
@@ -141,7 +151,7 @@ async function build(
   undo.length = 0
   await launch(graph, job, driver, [
     [filter, 'main node'],
-    [top, 'source'],
+    inactive ? [top, 'intermediate node', FOLDED] : [top, 'source'],
     [base, 'target'],
     ...devices(options),
     ...between(options),
@@ -149,16 +159,16 @@ async function build(
   return job
 }
 
-function devices({ device, top }: CommitOptions): [BlockNode, string][] {
+function devices({ device, top }: CommitOptions): JobNode[] {
   return device === undefined || device === top ? [] : [[device, 'device']]
 }
 
 // Nobody may take a layer away that is being folded down; replication guards its own layers.
-function between({ top, base, internal }: CommitOptions): [BlockNode, string][] {
-  const nodes: [BlockNode, string][] = []
+function between({ top, base, internal }: CommitOptions): JobNode[] {
+  const nodes: JobNode[] = []
   if (internal === true) return nodes
   for (let at = top.chainNext; at !== undefined && at !== base; at = at.chainNext) {
-    nodes.push([at, 'intermediate node'])
+    nodes.push([at, 'intermediate node', FOLDED])
   }
   return nodes
 }
@@ -205,7 +215,7 @@ export async function launch(
   graph: BlockGraph,
   job: Job,
   driver: MirrorDriver,
-  nodes: readonly (readonly [BlockNode, string])[],
+  nodes: readonly JobNode[],
 ): Promise<void> {
   const edges = new JobEdges(graph, job, () => driver.drainedPoll())
   await launchJob(job, edges, (own) => driver.adopt(job, own), nodes)
@@ -216,9 +226,10 @@ export function openBackend(
   graph: BlockGraph,
   node: BlockNode,
   perm: number,
-  shared: number = PERM.ALL,
+  more: { readonly shared?: number; readonly readsForJob?: boolean } = {},
 ): Promise<BlockBackend> {
-  return BlockBackend.create(graph, node, { perm, shared, disableQueuing: true })
+  const options = { perm, shared: PERM.ALL, disableQueuing: true, ...more }
+  return BlockBackend.create(graph, node, options)
 }
 
 /** Marks everything that a layer above `base` holds; without a base, any layer. */

@@ -137,8 +137,10 @@ export class Copier {
 
   async #piece({ offset, bytes }: DirtyRange): Promise<CopyOutcome | undefined> {
     const { dirty, words, source, control } = this.#parts
-    dirty.clearRange(offset, bytes)
     const end = Math.min(offset + bytes, source.length)
+    // Set before the range is clean: nothing seems done that is not.
+    words.inFlight = end - offset
+    dirty.clearRange(offset, bytes)
     try {
       for (let at = offset; at < end; ) {
         if (at > offset && words.paused) await control.rest()
@@ -150,6 +152,7 @@ export class Copier {
         const from = at
         while (at < stop) at += await moveSome(this.#parts, at, stop - at)
         words.addDone(at - from)
+        words.inFlight = end - at
         await this.#pace(at - from)
       }
       return undefined
@@ -158,6 +161,8 @@ export class Copier {
       const isMove = thrown instanceof MoveError
       const error = toRecord(isMove ? thrown.thrown : thrown)
       return { kind: 'error', operation: isMove ? thrown.operation : 'read', error }
+    } finally {
+      words.inFlight = 0
     }
   }
 

@@ -137,7 +137,9 @@ function proxySource(
   return {
     status: async (offset, bytes) => {
       const { flags, bytes: run, depth } = await chainStatus(top, base, offset, bytes)
-      return { kind: depth < 0 ? 'unallocated' : kindOf(flags), bytes: run }
+      // Where only a read tells, there may be data.
+      const nothing = depth < 0 && (base !== undefined || (flags & STATUS.ZERO) !== 0)
+      return { kind: nothing ? 'unallocated' : kindOf(flags), bytes: run }
     },
     pread: (offset, buf) => backend.pread(offset, buf),
     pwrite: (offset, buf) => backend.pwrite(offset, buf),

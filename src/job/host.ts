@@ -2,7 +2,8 @@
  * Jobs on a block graph: where their events go, where they run, and their edges to nodes.
  *
  * Invariants:
- * - A job edge takes no permission and shares all; it exists so that a drain pauses the job.
+ * - A job edge takes no permission; it exists so that a drain pauses the job. It shares all, except
+ *   on nodes whose content the job makes meaningless or relies on.
  * - Every drained edge counts as one pause of the job.
  */
 import type { BlockReason } from '../block/blockers.ts'
@@ -47,6 +48,8 @@ export class JobEdges {
     const id = job.id === '' ? '' : ` '${job.id}'`
     this.#owner = {
       ownerKind: 'job',
+      name: job.id,
+      edges: () => this.#edges,
       ownerDescription: `${job.driver.type} job${id}`,
       drainedBegin: () => job.pause(),
       drainedPoll: () => job.drainedPoll() || alsoBusy(),
@@ -54,12 +57,13 @@ export class JobEdges {
     }
   }
 
-  /** Attaches the job to a node under a name, and keeps commands off it. */
-  async add(node: BlockNode, name: string): Promise<void> {
+  /**
+   * Attaches the job to a node under a name, and keeps commands off it; `shared`: what others may
+   * do with it. Error (EPERM): somebody does what is not shared.
+   */
+  async add(node: BlockNode, name: string, shared: number = PERM.ALL): Promise<void> {
     node.refs++
-    this.#edges.push(
-      await this.#graph.attach(this.#owner, node, name, 'job', { perm: 0, shared: PERM.ALL }),
-    )
+    this.#edges.push(await this.#graph.attach(this.#owner, node, name, 'job', { perm: 0, shared }))
     node.blockers.blockAll(this.#reason, ['dataplane'])
   }
 

@@ -12,8 +12,11 @@ import type { BlockNode } from '../block/node.ts'
  */
 export function markWritten(node: BlockNode, all = false): void {
   node.writeGeneration += 1
-  if (all && node.driver !== undefined)
-    for (const heard of node.writeListeners) heard(0, node.length())
+  if (all && node.driver !== undefined) {
+    const length = node.length()
+    node.writtenEnd = Math.max(node.writtenEnd, length)
+    for (const heard of node.writeListeners) heard(0, length)
+  }
   for (const edge of node.children.values()) {
     if (edge.role === 'file' || edge.role === 'filtered') markWritten(edge.node, all)
   }

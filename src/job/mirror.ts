@@ -74,6 +74,8 @@ export class MirrorDriver implements JobDriver {
   readonly type: JobType
   readonly #plan: MirrorPlan
   readonly #mark: (offset: number, bytes: number) => void
+  /** Takes the dirty regions out of what users see of the source. */
+  readonly #hide: () => void
   #job: Job | undefined
   #edges: JobEdges | undefined
   #team: BodyTeam | undefined
@@ -102,6 +104,7 @@ export class MirrorDriver implements JobDriver {
       if (this.#job?.ready === true) this.#job.kick()
     }
     plan.top.writeListeners.add(this.#mark)
+    this.#hide = plan.top.bitmaps.show({ bits: plan.dirty, recording: true })
   }
 
   /**
@@ -112,8 +115,9 @@ export class MirrorDriver implements JobDriver {
     this.#job = job
     this.#edges = edges
     job.progressSource = () => this.#progress(job)
-    const { filter, base } = this.#plan
-    if (base !== undefined) this.#frozen = freezeChain(filter, base)
+    const { filter, base, pivotTo } = this.#plan
+    // Only a commit ends on the base; a mirror of the top layer copies that layer, whatever is below.
+    if (base !== undefined && base === pivotTo) this.#frozen = freezeChain(filter, base)
     if (this.#plan.writeBlocking === true) this.blockWrites(job)
   }
 
@@ -138,6 +142,7 @@ export class MirrorDriver implements JobDriver {
   /** Stops noting writes; for a job that was never created. */
   release(): void {
     this.#plan.top.writeListeners.delete(this.#mark)
+    this.#hide()
   }
 
   /** The threads' handles, for tests and for statistics. */
@@ -225,6 +230,8 @@ export class MirrorDriver implements JobDriver {
     // The users that move may forbid other writers, and there will be no more to write.
     await this.#team?.finish()
     await this.#plan.target.close()
+    // What the job forbids on its layers would reach the target through a filter over it.
+    this.#edges?.detachAll()
     try {
       await graph.replace(pivotFrom ?? filter, pivotTo)
     } catch (thrown) {
@@ -235,11 +242,11 @@ export class MirrorDriver implements JobDriver {
   }
 
   async clean(): Promise<void> {
-    const { graph, filter, top, source, target } = this.#plan
+    const { graph, filter, source, target } = this.#plan
     this.#setAfterWrite(undefined)
     this.pausing()
     await this.#team?.finish()
-    top.writeListeners.delete(this.#mark)
+    this.release()
     unfreezeChain(this.#frozen)
     this.#edges?.detachAll()
     await source.close()
@@ -333,6 +340,8 @@ export class MirrorDriver implements JobDriver {
   }
 
   #progress(job: Job): void {
+    // In the order that bytes go, so that none is missed; what is seen twice is soon gone.
+    const dirty = this.#plan.dirty.dirtyBytes + (this.#team?.inFlight ?? 0)
     const done = this.#team?.done ?? 0
     // The source may be closed by the time somebody asks for the last time.
     const length = this.#plan.top.driver?.length() ?? this.#length
@@ -344,7 +353,7 @@ export class MirrorDriver implements JobDriver {
       return
     }
     job.current = done
-    job.total = done + Math.min(this.#plan.dirty.dirtyBytes, length)
+    job.total = done + Math.min(dirty, length)
   }
 }
 

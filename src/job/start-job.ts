@@ -54,16 +54,19 @@ export async function makingNode<T>(work: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Ties a new job to its nodes (each with the name of its role) and starts it. */
+/** A node that a job is tied to, the name of its role, and what others may do with it (default all). */
+export type JobNode = readonly [node: BlockNode, name: string, shared?: number]
+
+/** Ties a new job to its nodes and starts it. */
 export async function launchJob(
   job: Job,
   edges: JobEdges,
   adopt: (edges: JobEdges) => void,
-  nodes: readonly (readonly [BlockNode, string])[],
+  nodes: readonly JobNode[],
 ): Promise<void> {
   try {
     adopt(edges)
-    for (const [node, name] of nodes) await edges.add(node, name)
+    for (const [node, name, shared] of nodes) await edges.add(node, name, shared)
   } catch (thrown) {
     await job.cancelSync()
     throw thrown

@@ -67,10 +67,10 @@ export async function startMirror(
   return undoing(async (undo) => {
     const filter = await insertCommitFilter(graph, source, options.filterNodeName)
     undo.push(() => graph.removeFilter(filter))
-    const from = await openBackend(graph, source, PERM.CONSISTENT_READ)
+    const from = await openBackend(graph, source, PERM.CONSISTENT_READ, { readsForJob: true })
     undo.push(() => from.close())
     // Half a copy is nothing to read, and nobody else may write into it.
-    const to = await openBackend(graph, target, PERM.WRITE, PERM.WRITE_UNCHANGED)
+    const to = await openBackend(graph, target, PERM.WRITE, { shared: PERM.WRITE_UNCHANGED })
     undo.push(() => to.close())
     const base = options.sync === 'top' ? source.chainNext : undefined
     const unit = options.granularity ?? mirrorGranularity(target)

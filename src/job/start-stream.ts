@@ -13,8 +13,10 @@ import type { Job } from './job.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
 import type { JobRegistry } from './registry.ts'
-import { launchJob, makingNode, undoing } from './start-job.ts'
+import { type JobNode, launchJob, makingNode, undoing } from './start-job.ts'
 import { StreamDriver, withoutFilters } from './stream.ts'
+
+const COPIED_FROM = PERM.CONSISTENT_READ | PERM.WRITE_UNCHANGED
 
 /** A stream. */
 export interface StreamOptions {
@@ -24,6 +26,8 @@ export interface StreamOptions {
   readonly top: BlockNode
   /** The lowest image that is copied from; absent: the whole chain. No filter. */
   readonly bottom?: BlockNode | undefined
+  /** What lies below it stays: a filter under the bottom; default the bottom. */
+  readonly above?: BlockNode | undefined
   /** What is written down as the backing image; default: the name of the node that is left. */
   readonly backingFile?: string | undefined
   /** How the file of a node is written down. */
@@ -48,7 +52,7 @@ export async function startStream(
   registry: JobRegistry,
   options: StreamOptions,
 ): Promise<Job> {
-  const { top, bottom } = options
+  const { top, bottom, above = bottom } = options
   registry.checkId(options.jobId, false)
   const layer = withoutFilters(top)
   // In this order: a disk becomes writable before and read-only after it has the filter.
@@ -69,6 +73,7 @@ export async function startStream(
       filter,
       layer,
       bottom,
+      above,
       reader,
       pool,
       onError,
@@ -85,8 +90,12 @@ export async function startStream(
     })
     // From here on the job itself takes everything back when it ends.
     undo.length = 0
-    const nodes = nodesOf(filter, bottom).map((node, at) => [node, roleOf(at)] as const)
-    await launchJob(job, new JobEdges(graph, job), (edges) => driver.adopt(edges), nodes)
+    await launchJob(
+      job,
+      new JobEdges(graph, job),
+      (edges) => driver.adopt(edges),
+      nodesOf(filter, above),
+    )
     return job
   })
 }
@@ -106,17 +115,14 @@ function insertCopyOnRead(graph: BlockGraph, options: StreamOptions): Promise<Bl
   )
 }
 
-function roleOf(at: number): string {
-  if (at === 0) return 'main node'
-  return at === 1 ? 'active node' : 'intermediate node'
-}
-
-/** Everything that is walked, the top first. */
-function nodesOf(filter: BlockNode, bottom: BlockNode | undefined): BlockNode[] {
-  const nodes: BlockNode[] = []
+/** Everything that is walked, the top first; what is copied from must not change. */
+function nodesOf(filter: BlockNode, last: BlockNode | undefined): JobNode[] {
+  const nodes: JobNode[] = []
   for (let at: BlockNode | undefined = filter; at !== undefined; at = at.chainNext) {
-    nodes.push(at)
-    if (at === bottom) break
+    if (nodes.length === 0) nodes.push([at, 'main node'])
+    else if (nodes.length === 1) nodes.push([at, 'active node'])
+    else nodes.push([at, 'intermediate node', COPIED_FROM])
+    if (at === last) break
   }
   return nodes
 }

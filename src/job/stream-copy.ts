@@ -142,22 +142,19 @@ export interface StreamCopyPlan extends StreamImages {
 
 /** Copies what lies below the disk; returns early when the job is cancelled. */
 export async function streamAll(job: Job, plan: StreamCopyPlan): Promise<void> {
-  const { graph, layer, bottom, copier } = plan
+  const { graph, layer, copier } = plan
   const length = layer.length()
-  const unit = layer.driver?.limits.clusterSize ?? 1
   const lanes = new Lanes(job, graph.ctx, copier.bodies.length)
   const order = new Order(job)
   const errors: BlockError[] = []
   try {
     for (let at = 0; at < length && !job.forceCancelled; ) {
       const want = Math.min(copier.pieceBytes, length - at)
-      const { depth, bytes } = await chainStatus(layer, bottom?.chainNext, at, want)
-      // An image below may have smaller clusters, or end within a cluster.
-      const end = Math.min(length, Math.ceil((at + bytes) / unit) * unit)
-      const piece = { offset: at, bytes: end - at }
+      const { bytes, missing } = await nextPiece(plan, at, want)
+      const piece = { offset: at, bytes }
       const turn = order.begin(piece.bytes)
-      at = end
-      if (depth > 0 || piece.bytes > bytes) {
+      at += bytes
+      if (missing) {
         await lanes.run(piece.bytes, async () => {
           let state: Turn['state'] = 'failed'
           try {
@@ -177,6 +174,32 @@ export async function streamAll(job: Job, plan: StreamCopyPlan): Promise<void> {
   }
   const [first] = errors
   if (first !== undefined && !job.forceCancelled) throw first
+}
+
+/**
+ * The piece at the start of a range, in whole clusters of the disk, and whether anything of it is
+ * to be copied: an image below may have smaller clusters, or end within a cluster.
+ */
+async function nextPiece(
+  { layer, bottom }: StreamImages,
+  at: number,
+  want: number,
+): Promise<{ readonly bytes: number; readonly missing: boolean }> {
+  const unit = layer.driver?.limits.clusterSize ?? 1
+  const length = layer.length()
+  const whole = (end: number): number => Math.min(length, Math.ceil(end / unit) * unit) - at
+  const base = bottom?.chainNext
+  const first = await chainStatus(layer, base, at, want)
+  if (first.depth > 0) return { bytes: whole(at + first.bytes), missing: true }
+  if (at + first.bytes === length) return { bytes: first.bytes, missing: false }
+  if (first.bytes >= unit) return { bytes: first.bytes - (first.bytes % unit), missing: false }
+  const bytes = whole(at + 1)
+  for (let done = first.bytes; done < bytes; ) {
+    const rest = await chainStatus(layer, base, at + done, bytes - done)
+    if (rest.depth > 0) return { bytes, missing: true }
+    done += rest.bytes
+  }
+  return { bytes, missing: false }
 }
 
 /** Answers whether the piece is done; it is not when the job ends before. */

@@ -27,6 +27,8 @@ export interface StreamPlan extends StreamImages {
   /** Reads through the filter; closed by the job. */
   readonly reader: BlockBackend
   readonly onError: OnError
+  /** What lies below it stays; the bottom, or a filter under it. */
+  readonly above: BlockNode | undefined
   /** What is written down as the backing image; default: the name of the node that is left. */
   readonly backingFile: string | undefined
   /** How the file of a node is written down. */
@@ -50,8 +52,8 @@ export class StreamDriver implements JobDriver {
   /** Ties the job to its nodes. Error (EPERM): another job holds a link of the chain. */
   adopt(edges: JobEdges): void {
     this.#edges = edges
-    const { filter, layer, bottom } = this.#plan
-    this.#frozen = freezeChain(filter, bottom ?? bottomOf(layer))
+    const { filter, layer, above } = this.#plan
+    this.#frozen = freezeChain(filter, above ?? bottomOf(layer))
   }
 
   async run(job: Job): Promise<void> {
@@ -87,15 +89,15 @@ export class StreamDriver implements JobDriver {
 
   /** Gives the image, which is drained, what is below the bottom as its backing image. */
   async #relink(): Promise<void> {
-    const { graph, layer, bottom } = this.#plan
+    const { graph, layer, above } = this.#plan
     const edge = layer.child('backing')
     if (edge === undefined) return
     for (let done = false; !done; ) {
       const base = await this.#holdBase()
       try {
-        await this.#writeName(edge, base)
+        await this.#writeName(base)
         // The job of a neighbour may have taken its filter away meanwhile: then look again.
-        done = bottom?.chainNext === base
+        done = above?.chainNext === base
         if (!done) continue
         if (base === undefined) graph.detach(edge)
         else if (base !== edge.node) moveLink(graph, layer, edge, base)
@@ -109,23 +111,24 @@ export class StreamDriver implements JobDriver {
   }
 
   /** Lets the image write down what will be below it. */
-  async #writeName(edge: BlockChild, base: BlockNode | undefined): Promise<void> {
+  async #writeName(base: BlockNode | undefined): Promise<void> {
     const { layer, backingFile, nameOf } = this.#plan
-    if (base === edge.node && backingFile === undefined) return
     const image = base === undefined ? undefined : withoutFilters(base)
     const name = image === undefined ? undefined : (backingFile ?? nameOf(image))
+    // What stays below is named already, and may be opened in a way that no file could repeat.
+    if (base === layer.child('backing')?.node && name?.startsWith('json:') === true) return
     await layer.driver?.changeBackingFile?.(name, image?.definition.name)
   }
 
   /** Drains what is below the bottom, which another job may replace while this one waits. */
   async #holdBase(): Promise<BlockNode | undefined> {
-    const { graph, bottom } = this.#plan
+    const { graph, above } = this.#plan
     for (;;) {
-      const base = bottom?.chainNext
+      const base = above?.chainNext
       if (base === undefined) return undefined
       base.refs++
       await graph.drainedBegin(base)
-      if (bottom?.chainNext === base) return base
+      if (above?.chainNext === base) return base
       graph.drainedEnd(base)
       graph.unref(base)
     }

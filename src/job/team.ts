@@ -89,6 +89,11 @@ export class BodyTeam implements JobBody {
     return this.bodies.reduce((sum, body) => sum + body.done, 0)
   }
 
+  /** Bytes that all together have taken and not yet done. */
+  get inFlight(): number {
+    return this.bodies.reduce((sum, body) => sum + body.words.inFlight, 0)
+  }
+
   async pause(): Promise<void> {
     await Promise.all(this.bodies.map((body) => body.pause()))
   }

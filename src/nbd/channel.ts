@@ -11,12 +11,13 @@ import { copyBytes } from '../util/copy.ts'
 import { BlockError } from '../util/errors.ts'
 import { checkSocketPath, connectError, type NbdAddress, portOf } from './address.ts'
 import type { BufferPool } from './buffer-pool.ts'
-import { enterExport, HandshakeReader, type RemoteExport } from './client-handshake.ts'
+import { ClientHandshake, enterExport, type RemoteExport } from './client-handshake.ts'
 import { putRequest } from './codec.ts'
 import { NBD_CMD, NBD_REQUEST_BYTES } from './constants.ts'
 import { type InputTaker, takeInput } from './input.ts'
 import { Output } from './output.ts'
 import { type AwaitedReply, type ReplyHost, ReplyParser } from './reply-parser.ts'
+import type { TlsClientOptions } from './tls.ts'
 
 const KEEP_ALIVE_MS = 15_000
 /** A payload up to this is copied behind its header; a longer one is sent from where it is. */
@@ -60,33 +61,37 @@ export function openSocket(
   })
 }
 
-/** What a handshake is bounded by. */
+/** How a connection is made, and what that is bounded by. */
 export interface OpenLimits {
   readonly clock: Clock
   /** Longest connect, and longest handshake after it, in milliseconds. */
   readonly timeoutMs: number
   /** Gives the attempt up. */
   readonly canceled?: AbortSignal
+  /** Talk over TLS or not at all. */
+  readonly tls?: TlsClientOptions
 }
 
 /** Connects and runs `talk` over the handshake; the socket is destroyed when that fails. */
 export async function withHandshake<T>(
   address: NbdAddress,
   limits: OpenLimits,
-  talk: (socket: Socket, reader: HandshakeReader) => Promise<T>,
+  talk: (shake: ClientHandshake) => Promise<T>,
 ): Promise<{ socket: Socket; rest: Buffer; result: T }> {
   const { clock, timeoutMs, canceled } = limits
+  const host = address.type === 'inet' ? address.host : undefined
+  const tls = limits.tls === undefined ? undefined : { ...limits.tls, host }
   const socket = await openSocket(address, clock, timeoutMs, canceled)
   const cut = (): void => void socket.destroy()
   const timer = clock.setTimer(timeoutMs, cut)
   canceled?.addEventListener('abort', cut)
+  const shake = new ClientHandshake(socket, tls)
   try {
-    const reader = new HandshakeReader(socket)
     if (canceled?.aborted === true) cut()
-    const result = await talk(socket, reader)
-    return { socket, rest: reader.release(), result }
+    const result = await talk(shake)
+    return { ...shake.release(), result }
   } catch (error) {
-    socket.destroySoon()
+    shake.giveUp()
     throw error
   } finally {
     timer.cancel()
@@ -153,8 +158,8 @@ export class Channel implements ReplyHost, InputTaker {
     host: ChannelHost,
     pool: BufferPool,
   ): Promise<Channel> {
-    const { socket, rest, result } = await withHandshake(address, limits, (s, reader) =>
-      enterExport(s, reader, name),
+    const { socket, rest, result } = await withHandshake(address, limits, (shake) =>
+      enterExport(shake, name),
     )
     return new Channel(socket, result, host, limits.clock, pool, rest)
   }

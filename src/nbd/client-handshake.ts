@@ -7,6 +7,7 @@
  * - What arrived after the handshake is handed on, not lost.
  */
 import type { Socket } from 'node:net'
+import { TLSSocket } from 'node:tls'
 import { BlockError } from '../util/errors.ts'
 import { getU64, infoData, metaData, optionRequest, protocolError } from './codec.ts'
 import {
@@ -20,6 +21,8 @@ import {
   NBD_REP,
 } from './constants.ts'
 import { isGreeting } from './handshake.ts'
+import { optionName } from './option-data.ts'
+import { connectTls, reasonOf, type TlsClientOptions } from './tls.ts'
 
 /** What a server said of the export that was entered. */
 export interface RemoteExport {
@@ -52,7 +55,7 @@ interface OptionReply {
 }
 
 /** Reads a socket in exact amounts during the handshake. */
-export class HandshakeReader {
+class HandshakeReader {
   readonly #socket: Socket
   #have: Buffer = Buffer.alloc(0)
   #ended = false
@@ -85,8 +88,7 @@ export class HandshakeReader {
   async read(bytes: number): Promise<Buffer> {
     while (this.#have.length < bytes) {
       if (this.#ended) {
-        const words = 'Server dropped the connection during the handshake'
-        throw new BlockError('ECONNRESET', words, {}, this.#error)
+        throw new BlockError('ECONNRESET', this.#endWords(), {}, this.#error)
       }
       await new Promise<void>((resolve) => {
         this.#wake = resolve
@@ -95,6 +97,14 @@ export class HandshakeReader {
     const taken = this.#have.subarray(0, bytes)
     this.#have = this.#have.subarray(bytes)
     return taken
+  }
+
+  // Over TLS that is how a server turns away who did not prove itself.
+  #endWords(): string {
+    const dropped = 'Server dropped the connection during the handshake'
+    if (!(this.#socket instanceof TLSSocket)) return dropped
+    const why = this.#error === undefined ? dropped : reasonOf(this.#error)
+    return `Failed to read option reply: Cannot read from TLS channel: ${why}`
   }
 
   /** Stops listening and pauses the socket; gives what was read ahead. */
@@ -107,13 +117,33 @@ export class HandshakeReader {
   }
 }
 
-class ClientHandshake {
-  readonly #socket: Socket
-  readonly #reader: HandshakeReader
+/** How a client secures a connection. */
+export interface HandshakeTls extends TlsClientOptions {
+  /** The host that the socket leads to; undefined for a socket without one. */
+  readonly host: string | undefined
+}
 
-  constructor(socket: Socket, reader: HandshakeReader) {
+/** A negotiation, and the connection that it goes over. */
+export class ClientHandshake {
+  readonly #tls: HandshakeTls | undefined
+  #socket: Socket
+  #reader: HandshakeReader
+
+  /** Talks over `socket`, with `tls` secured as soon as that can be. */
+  constructor(socket: Socket, tls: HandshakeTls | undefined) {
     this.#socket = socket
-    this.#reader = reader
+    this.#tls = tls
+    this.#reader = new HandshakeReader(socket)
+  }
+
+  /** Stops reading: the connection as it is now, and what was read of it too far. */
+  release(): { readonly socket: Socket; readonly rest: Buffer } {
+    return { socket: this.#socket, rest: this.#reader.release() }
+  }
+
+  /** Closes the connection. */
+  giveUp(): void {
+    this.#socket.destroySoon()
   }
 
   /** Reads the greeting and answers it; whether options other than EXPORT_NAME may be sent. */
@@ -126,7 +156,20 @@ class ClientHandshake {
     answer.writeUInt32BE(flags, 0)
     this.#socket.write(answer)
     this.noZeroes = (flags & NBD_HANDSHAKE.NO_ZEROES) !== 0
-    return (flags & NBD_HANDSHAKE.FIXED_NEWSTYLE) !== 0
+    const fixed = (flags & NBD_HANDSHAKE.FIXED_NEWSTYLE) !== 0
+    if (this.#tls !== undefined) await this.#secure(fixed, this.#tls)
+    return fixed
+  }
+
+  async #secure(fixed: boolean, tls: HandshakeTls): Promise<void> {
+    if (!fixed) throw new BlockError('ENOTSUP', 'Server does not support STARTTLS')
+    const last = lastOf(await this.option(NBD_OPT.STARTTLS))
+    if (last.type !== NBD_REP.ACK) {
+      this.abort()
+      throw optionError(NBD_OPT.STARTTLS, last)
+    }
+    this.#socket = await connectTls(this.#socket, this.#reader.release(), tls, tls.host)
+    this.#reader = new HandshakeReader(this.#socket)
   }
 
   /** The answer to EXPORT_NAME has no padding. */
@@ -179,16 +222,11 @@ class ClientHandshake {
   }
 }
 
-/** Enters an export. Errors: EINVAL not available, EPROTO, ECONNRESET. */
-export async function enterExport(
-  socket: Socket,
-  reader: HandshakeReader,
-  name: string,
-): Promise<RemoteExport> {
+/** Enters an export. Errors: EINVAL not available, EACCES, EPROTO, ECONNRESET. */
+export async function enterExport(shake: ClientHandshake, name: string): Promise<RemoteExport> {
   if (Buffer.byteLength(name) > NBD_MAX_STRING) {
     throw new BlockError('EINVAL', 'export name too long to send to server')
   }
-  const shake = new ClientHandshake(socket, reader)
   if (!(await shake.greet())) return plain(await shake.exportName(name), false)
   const structured = await shake.structuredReply()
   const allocationContext = structured ? await shake.allocationContext(name) : undefined
@@ -197,18 +235,17 @@ export async function enterExport(
   if (last.type === NBD_REP.ERR_UNSUP) return plain(await shake.exportName(name), structured)
   if (last.type !== NBD_REP.ACK) {
     shake.abort()
-    throw optionError(last)
+    throw optionError(NBD_OPT.GO, last)
   }
   return checked(readInfos(replies, structured, allocationContext))
 }
 
 /** Every export of a server. Errors: EPERM when it does not list them. */
-export async function listOf(socket: Socket, reader: HandshakeReader): Promise<ListedExport[]> {
-  const shake = new ClientHandshake(socket, reader)
+export async function listOf(shake: ClientHandshake): Promise<ListedExport[]> {
   if (!(await shake.greet())) throw new BlockError('ENOTSUP', 'Server does not support option 0x3')
   const replies = await shake.option(NBD_OPT.LIST)
   shake.abort()
-  if (lastOf(replies).type !== NBD_REP.ACK) throw optionError(lastOf(replies))
+  if (lastOf(replies).type !== NBD_REP.ACK) throw optionError(NBD_OPT.LIST, lastOf(replies))
   return replies.filter(({ type }) => type === NBD_REP.SERVER).map(({ data }) => listed(data))
 }
 
@@ -272,17 +309,20 @@ function lastOf(replies: readonly OptionReply[]): OptionReply {
 
 const ERROR_WORDS: Readonly<Record<number, string>> = {
   [NBD_REP.ERR_UNKNOWN]: 'Requested export not available',
-  [NBD_REP.ERR_POLICY]: 'Denied by server',
+  [NBD_REP.ERR_POLICY]: 'Denied by server for',
   [NBD_REP.ERR_INVALID]: 'Invalid parameters for option',
   [NBD_REP.ERR_PLATFORM]: 'Server lacks support for option',
-  [NBD_REP.ERR_TLS_REQD]: 'Server requires TLS',
+  [NBD_REP.ERR_TLS_REQD]: 'TLS negotiation required before',
   [NBD_REP.ERR_SHUTDOWN]: 'Server shutting down before option',
   [NBD_REP.ERR_BLOCK_SIZE_REQD]: 'Server requires INFO_BLOCK_SIZE',
 }
 
 /** The error of a refused option; what the server said is its cause. */
-function optionError(reply: OptionReply): BlockError {
-  const words = ERROR_WORDS[reply.type] ?? `Server refused an option (0x${reply.type.toString(16)})`
+function optionError(option: number, reply: OptionReply): BlockError {
+  const { type } = reply
+  const known = ERROR_WORDS[type] ?? `Server refused an option (0x${type.toString(16)})`
+  const named = type === NBD_REP.ERR_POLICY || type === NBD_REP.ERR_TLS_REQD
+  const words = named ? `${known} option ${option} (${optionName(option)})` : known
   const said = reply.data.toString('utf8', 0, NBD_MAX_STRING)
   const hint = said === '' ? undefined : new BlockError('EINVAL', `server reported: ${said}`)
   return new BlockError('EINVAL', words, {}, hint)

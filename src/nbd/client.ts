@@ -13,12 +13,13 @@ import type { Clock, TimerHandle } from '../util/clock.ts'
 import { BlockError, codeWords, type ErrorCode } from '../util/errors.ts'
 import type { NbdAddress } from './address.ts'
 import { BufferPool } from './buffer-pool.ts'
-import { Channel, type ChannelHost, withHandshake } from './channel.ts'
+import { Channel, type ChannelHost, type OpenLimits, withHandshake } from './channel.ts'
 import { type ListedExport, listOf, type RemoteExport } from './client-handshake.ts'
 import { ClientRequest } from './client-request.ts'
 import { NBD_CMD, NBD_CMD_FLAG, NBD_FLAG } from './constants.ts'
 import { describeChange } from './remote-change.ts'
 import type { AwaitedReply } from './reply-parser.ts'
+import type { TlsClientOptions } from './tls.ts'
 
 /** How a client connects. */
 export interface NbdClientOptions {
@@ -36,6 +37,8 @@ export interface NbdClientOptions {
   readonly requestTimeoutMs?: number
   /** Longest connect and longest handshake, in milliseconds; default 10 000. */
   readonly handshakeMs?: number
+  /** Talk over TLS, or not at all; default: in the clear. */
+  readonly tls?: TlsClientOptions
 }
 
 /** The first extent of a range on the server. */
@@ -379,7 +382,12 @@ class FirstHost implements ChannelHost {
 function openLimits(
   options: Omit<NbdClientOptions, 'exportName'>,
   canceled?: AbortSignal,
-): { clock: Clock; timeoutMs: number; canceled?: AbortSignal } {
-  const limits = { clock: options.ctx.clock, timeoutMs: options.handshakeMs ?? HANDSHAKE_MS }
-  return canceled === undefined ? limits : { ...limits, canceled }
+): OpenLimits {
+  const { ctx, handshakeMs, tls } = options
+  return {
+    clock: ctx.clock,
+    timeoutMs: handshakeMs ?? HANDSHAKE_MS,
+    ...(canceled === undefined ? {} : { canceled }),
+    ...(tls === undefined ? {} : { tls }),
+  }
 }

@@ -69,6 +69,7 @@ export class Commands {
       if (!(status instanceof Promise) && status.bytes >= length) {
         if ((status.flags & STATUS.ZERO) === 0) return this.#readWhole(high, low, offset, length)
         this.#replies.hole(high, low, offset, length, true)
+        this.#backend.accounting?.readZeroes(length)
         return undefined
       }
     } catch (error) {
@@ -125,8 +126,10 @@ export class Commands {
         const asked = at === from ? first : this.#backend.blockStatus(at, end - at)
         const { bytes, zero } = await this.#sameKind(at, end - at, asked)
         const done = at + bytes >= end
-        if (zero) this.#replies.hole(high, low, at, bytes, done)
-        else {
+        if (zero) {
+          this.#replies.hole(high, low, at, bytes, done)
+          this.#backend.accounting?.readZeroes(bytes)
+        } else {
           const header = this.#replies.dataHeader
           const view = this.#out.reserve(header + bytes)
           const pending = this.#backend.pread(at, view.subarray(header))

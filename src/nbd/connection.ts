@@ -9,15 +9,18 @@
 import type { Socket } from 'node:net'
 import type { AioContext } from '../aio/aio-context.ts'
 import type { TimerHandle } from '../util/clock.ts'
+import { assert } from '../util/errors.ts'
 import type { BufferPool } from './buffer-pool.ts'
 import type { NbdExport } from './export.ts'
 import { Handshake, type HandshakeHost, type NbdSession } from './handshake.ts'
 import { type InputTaker, takeInput } from './input.ts'
+import { acceptTls, type TlsServerOptions } from './tls.ts'
 import { Transmission } from './transmission.ts'
 
 const KEEP_ALIVE_MS = 15_000
 /** A client that does not read answers to options is cut when this much waits for it. */
 const MAX_WAITING_OPTIONS = 8 << 20
+const NOTHING = Buffer.alloc(0)
 
 /** What a connection needs of its server. */
 export interface ConnectionHost extends HandshakeHost {
@@ -25,6 +28,8 @@ export interface ConnectionHost extends HandshakeHost {
   readonly pool: BufferPool
   /** Longest handshake in milliseconds. */
   readonly handshakeMs: number
+  /** How clients that begin TLS are served; undefined when that is not offered. */
+  readonly tls: TlsServerOptions | undefined
   /** What a client works with that agreed on `session`. */
   session(connection: NbdConnection, session: NbdSession): NbdSession
   /** The client entered an export. */
@@ -51,9 +56,9 @@ export class NbdConnection implements InputTaker {
     socket.setNoDelay(true)
     socket.setKeepAlive(true, KEEP_ALIVE_MS)
     this.#listen(socket)
-    this.#deadline = host.ctx.clock.setTimer(host.handshakeMs, () => socket.destroy())
+    this.#deadline = host.ctx.clock.setTimer(host.handshakeMs, () => this.cut())
     this.#handshake = new Handshake(host, (bytes) => this.#answer(bytes))
-    socket.on('data', (bytes: Buffer) => this.arrived(bytes))
+    this.#read()
   }
 
   /** The export the client entered. */
@@ -69,6 +74,10 @@ export class NbdConnection implements InputTaker {
   /** Cuts the client off; requests that run finish without an answer. */
   cut(): void {
     this.#socket.destroy()
+  }
+
+  #read(): void {
+    this.#socket.on('data', (bytes: Buffer) => this.arrived(bytes))
   }
 
   #listen(socket: Socket): void {
@@ -110,8 +119,35 @@ export class NbdConnection implements InputTaker {
         this.#handshake = undefined
         this.#socket.destroySoon()
         return
+      case 'tls':
+        this.#secure(outcome.rest)
+        return
       case 'enter':
         this.#enter(outcome.session, outcome.rest)
+    }
+  }
+
+  /** Goes on over TLS, once the acknowledgement has left. */
+  #secure(rest: Buffer): void {
+    const { tls } = this.#host
+    const plain = this.#socket
+    assert(tls !== undefined, 'TLS begins only where it is offered')
+    plain.pause()
+    plain.removeAllListeners('data')
+    plain.write(NOTHING, () => void this.#upgrade(plain, rest, tls))
+  }
+
+  async #upgrade(plain: Socket, rest: Buffer, tls: TlsServerOptions): Promise<void> {
+    // Its end is the secured one's from here on; its close stays ours, whatever becomes of it.
+    plain.removeAllListeners('end')
+    try {
+      const secured = await acceptTls(plain, rest, tls)
+      secured.on('end', () => this.#inputEnded())
+      this.#socket = secured
+      this.#read()
+    } catch {
+      // A client that could not prove itself is a client that left.
+      plain.destroySoon()
     }
   }
 

@@ -28,6 +28,14 @@ export interface ExportStatus {
   readonly depth: number
 }
 
+/** What a backend is told of requests that it does not get to see. */
+export interface ExportAccounting {
+  /** A read of zeroes was answered without reading. */
+  readZeroes(bytes: number): void
+  /** A request was refused. */
+  refused(kind: 'read' | 'write' | 'flush' | 'unmap'): void
+}
+
 /** The part of a block backend that an export uses; requests fail by throwing or rejecting. */
 export interface ExportBackend {
   /** Whether writes are refused below. */
@@ -50,6 +58,8 @@ export interface ExportBackend {
   prefetch(offset: number, bytes: number): Pending
   /** What the start of a range holds, over the whole chain. */
   blockStatus(offset: number, bytes: number): MaybePromise<ExportStatus>
+  /** Counts what clients did; absent: nobody does. */
+  readonly accounting?: ExportAccounting
   /** Installs the calls made around a drained section. */
   setHooks(hooks: ExportHooks): void
 }

@@ -28,6 +28,7 @@ import {
   type NbdExport,
   selectContexts,
 } from './export.ts'
+import { optionName, parseInfo, parseMeta, type Refusal, shortened } from './option-data.ts'
 
 /** What was agreed on when transmission begins. */
 export interface NbdSession {
@@ -51,6 +52,8 @@ export interface HandshakeHost {
   readonly multiConn: boolean
   /** The server is going away. */
   readonly closing: boolean
+  /** Nothing but the beginning of TLS is accepted in the clear. */
+  readonly needsTls: boolean
 }
 
 /** Where a handshake stands after bytes were fed to it. */
@@ -58,6 +61,8 @@ export type HandshakeOutcome =
   | { readonly kind: 'more' }
   /** Close; what was handed out before may still be sent. */
   | { readonly kind: 'drop' }
+  /** TLS begins when what was handed out before is sent; `rest` are bytes that came after. */
+  | { readonly kind: 'tls'; readonly rest: Buffer }
   /** Transmission begins; `rest` are bytes that came after. */
   | { readonly kind: 'enter'; readonly session: NbdSession; readonly rest: Buffer }
 
@@ -65,25 +70,6 @@ const MORE: HandshakeOutcome = { kind: 'more' }
 const DROP: HandshakeOutcome = { kind: 'drop' }
 const STORED_OPTION_DATA = 1 << 20
 const EMPTY = Buffer.alloc(0)
-
-const OPTION_NAMES: Readonly<Record<number, string>> = {
-  [NBD_OPT.EXPORT_NAME]: 'export name',
-  [NBD_OPT.ABORT]: 'abort',
-  [NBD_OPT.LIST]: 'list',
-  [NBD_OPT.STARTTLS]: 'starttls',
-  [NBD_OPT.INFO]: 'info',
-  [NBD_OPT.GO]: 'go',
-  [NBD_OPT.STRUCTURED_REPLY]: 'structured reply',
-  [NBD_OPT.LIST_META_CONTEXT]: 'list meta context',
-  [NBD_OPT.SET_META_CONTEXT]: 'set meta context',
-  [NBD_OPT.EXTENDED_HEADERS]: 'extended headers',
-}
-
-/** An option's refusal: reply type and human text. */
-interface Refusal {
-  readonly type: number
-  readonly text: string
-}
 
 type OptionHandler = (shake: Handshake, option: number, data: Buffer) => HandshakeOutcome
 
@@ -105,6 +91,7 @@ export class Handshake {
   readonly #send: (bytes: Buffer) => void
   #have: Buffer = EMPTY
   #flags: number | undefined
+  #secured = false
   #structured = false
   #selected: { readonly name: string; readonly contexts: readonly MetaContext[] } | undefined
   #swallow = 0
@@ -117,7 +104,10 @@ export class Handshake {
     send(greeting(NBD_HANDSHAKE.FIXED_NEWSTYLE | NBD_HANDSHAKE.NO_ZEROES))
   }
 
-  /** Takes bytes that arrived. After `drop` or `enter` nothing may be fed any more. */
+  /**
+   * Takes bytes that arrived. After `drop` or `enter` nothing may be fed any more, after `tls` only
+   * what came through the secured connection.
+   */
   feed(bytes: Buffer): HandshakeOutcome {
     this.#have = this.#have.length === 0 ? bytes : Buffer.concat([this.#have, bytes])
     for (;;) {
@@ -167,6 +157,7 @@ export class Handshake {
     this.#swallow -= take
     if (this.#swallow > 0) return undefined
     const option = this.#swallowed
+    if (!this.#inTheClear(option)) return this.#tlsRequired(option)
     if (!OPTIONS.has(option)) return this.#unsupported(option)
     return this.#refuse(option, { type: NBD_REP.ERR_TOO_BIG, text: 'Option data is too long' })
   }
@@ -183,6 +174,7 @@ export class Handshake {
 
   #handle(option: number, data: Buffer): HandshakeOutcome {
     const handler = OPTIONS.get(option)
+    if (!this.#inTheClear(option)) return this.#tlsRequired(option)
     if (handler === undefined) return this.#unsupported(option)
     if (this.#host.closing && option !== NBD_OPT.ABORT) {
       if (option === NBD_OPT.EXPORT_NAME) return DROP
@@ -191,9 +183,19 @@ export class Handshake {
     return handler(this, option, data)
   }
 
+  /** Whether an option may come now as far as TLS goes. */
+  #inTheClear(option: number): boolean {
+    return !this.#host.needsTls || this.#secured || option === NBD_OPT.STARTTLS
+  }
+
+  #tlsRequired(option: number): HandshakeOutcome {
+    if (option === NBD_OPT.EXPORT_NAME) return DROP
+    const text = `Option 0x${option.toString(16)} not permitted before TLS`
+    return this.#refuse(option, { type: NBD_REP.ERR_TLS_REQD, text })
+  }
+
   #unsupported(option: number): HandshakeOutcome {
-    const name = OPTION_NAMES[option] ?? '<unknown>'
-    const text = `Unsupported option ${option} (${name})`
+    const text = `Unsupported option ${option} (${optionName(option)})`
     return this.#refuse(option, { type: NBD_REP.ERR_UNSUP, text })
   }
 
@@ -213,7 +215,7 @@ export class Handshake {
   }
 
   #unexpectedLength(option: number): HandshakeOutcome {
-    return this.#invalid(option, `option '${OPTION_NAMES[option]}' has unexpected length`)
+    return this.#invalid(option, `option '${optionName(option)}' has unexpected length`)
   }
 
   /** EXPORT_NAME: has no error reply, so an unknown export closes the connection. */
@@ -247,10 +249,20 @@ export class Handshake {
     return this.#acknowledge(option)
   }
 
-  /** STARTTLS: refused, no credentials are configured. */
+  /** STARTTLS: what was negotiated in the clear does not count any more. */
   startTls(option: number, data: Buffer): HandshakeOutcome {
     if (data.length > 0) return this.#unexpectedLength(option)
-    return this.#refuse(option, { type: NBD_REP.ERR_POLICY, text: 'TLS not configured' })
+    if (this.#secured) return this.#invalid(option, 'TLS already enabled')
+    if (!this.#host.needsTls) {
+      return this.#refuse(option, { type: NBD_REP.ERR_POLICY, text: 'TLS not configured' })
+    }
+    this.#acknowledge(option)
+    this.#secured = true
+    this.#structured = false
+    this.#selected = undefined
+    const rest = this.#have
+    this.#have = EMPTY
+    return { kind: 'tls', rest }
   }
 
   /** STRUCTURED_REPLY: once. */
@@ -263,7 +275,7 @@ export class Handshake {
 
   /** INFO and GO: tell of an export; GO also enters it. */
   info(option: number, data: Buffer): HandshakeOutcome {
-    const parsed = parseInfo(data, OPTION_NAMES[option] ?? '')
+    const parsed = parseInfo(data, optionName(option))
     if ('type' in parsed) return this.#refuse(option, parsed)
     const exp = this.#host.find(parsed.name)
     if (exp === undefined) return this.#unknownExport(option, parsed.name)
@@ -297,7 +309,7 @@ export class Handshake {
   metaContext(option: number, data: Buffer): HandshakeOutcome {
     const listing = option === NBD_OPT.LIST_META_CONTEXT
     if (!listing && !this.#structured) {
-      const text = `request option '${OPTION_NAMES[option]}' when structured reply is not negotiated`
+      const text = `request option '${optionName(option)}' when structured reply is not negotiated`
       return this.#invalid(option, text)
     }
     const parsed = parseMeta(data, option)
@@ -317,7 +329,8 @@ export class Handshake {
   }
 
   #unknownExport(option: number, name: string): HandshakeOutcome {
-    return this.#refuse(option, { type: NBD_REP.ERR_UNKNOWN, text: `export '${name}' not present` })
+    const text = `export '${shortened(name)}' not present`
+    return this.#refuse(option, { type: NBD_REP.ERR_UNKNOWN, text })
   }
 
   #sendInfo(option: number, info: number, data: Buffer): void {
@@ -332,49 +345,6 @@ export class Handshake {
     const session = { export: exp, size, structured: this.#structured, contexts }
     return { kind: 'enter', session, rest: this.#have }
   }
-}
-
-function nameAt(data: Buffer, at: number, what: string): string | Refusal {
-  const length = data.length >= at + 4 ? data.readUInt32BE(at) : -1
-  if (length > NBD_MAX_STRING) {
-    return { type: NBD_REP.ERR_INVALID, text: `Invalid name length: ${length}` }
-  }
-  if (length < 0 || at + 4 + length > data.length) {
-    return { type: NBD_REP.ERR_INVALID, text: `Inconsistent lengths in option ${what}` }
-  }
-  return data.toString('utf8', at + 4, at + 4 + length)
-}
-
-function parseInfo(data: Buffer, what: string): { name: string; infos: number[] } | Refusal {
-  const name = nameAt(data, 0, what)
-  if (typeof name !== 'string') return name
-  const at = 4 + data.readUInt32BE(0)
-  const inconsistent = { type: NBD_REP.ERR_INVALID, text: `Inconsistent lengths in option ${what}` }
-  if (data.length < at + 2) return inconsistent
-  const count = data.readUInt16BE(at)
-  if (data.length !== at + 2 + count * 2) return inconsistent
-  const infos = Array.from({ length: count }, (_, i) => data.readUInt16BE(at + 2 + i * 2))
-  return { name, infos }
-}
-
-function parseMeta(data: Buffer, option: number): { name: string; queries: string[] } | Refusal {
-  const what = OPTION_NAMES[option] ?? ''
-  const name = nameAt(data, 0, what)
-  if (typeof name !== 'string') return name
-  const inconsistent = { type: NBD_REP.ERR_INVALID, text: `Inconsistent lengths in option ${what}` }
-  let at = 4 + data.readUInt32BE(0)
-  if (data.length < at + 4) return inconsistent
-  const count = data.readUInt32BE(at)
-  at += 4
-  const queries: string[] = []
-  for (let i = 0; i < count; i++) {
-    const end = data.length >= at + 4 ? at + 4 + data.readUInt32BE(at) : Number.POSITIVE_INFINITY
-    if (end > data.length) return inconsistent
-    // A name that long is no context's.
-    if (end - at - 4 <= NBD_MAX_STRING) queries.push(data.toString('utf8', at + 4, end))
-    at = end
-  }
-  return at === data.length ? { name, queries } : inconsistent
 }
 
 /** Whether bytes begin as a server's greeting does. */

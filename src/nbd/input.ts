@@ -14,6 +14,7 @@
  * moved to a socket made with that option, which is how it hands connections between processes.
  */
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net'
+import { TLSSocket } from 'node:tls'
 
 /** Room for several requests, so that a burst costs one read. */
 const INPUT_BYTES = 256 << 10
@@ -44,7 +45,9 @@ interface TakeOverOptions extends SocketConstructorOpts {
 export function takeInput(socket: Socket, taker: InputTaker): Socket {
   const handle: unknown = Reflect.get(socket, '_handle')
   const busy = socket.destroyed || socket.writableLength > 0 || socket.readableLength > 0
-  if (busy || socket.writableEnded || socket.readableEnded || !isHandle(handle)) {
+  const ended = socket.writableEnded || socket.readableEnded
+  // The handle of a TLS socket is that of what is below it, which must go on decrypting.
+  if (busy || ended || socket instanceof TLSSocket || !isHandle(handle)) {
     socket.pause()
     socket.removeAllListeners('data')
     socket.on('data', (bytes: Buffer) => taker.arrived(bytes))

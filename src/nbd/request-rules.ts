@@ -18,6 +18,9 @@ export interface RequestRefusal {
   readonly text: string
 }
 
+/** What a refused request is counted as. */
+type CountedOperation = 'read' | 'write' | 'flush' | 'unmap'
+
 interface CommandRule {
   readonly name: string
   readonly flags: number
@@ -48,6 +51,19 @@ function rule(
   ranged: boolean,
 ): CommandRule {
   return { name, flags, writes, bounded, ranged }
+}
+
+const COUNTED: ReadonlyMap<number, CountedOperation> = new Map<number, CountedOperation>([
+  [NBD_CMD.READ, 'read'],
+  [NBD_CMD.WRITE, 'write'],
+  [NBD_CMD.WRITE_ZEROES, 'write'],
+  [NBD_CMD.FLUSH, 'flush'],
+  [NBD_CMD.TRIM, 'unmap'],
+])
+
+/** What a request is counted as, by its type; undefined for those that move and change nothing. */
+export function countedAs(type: number): CountedOperation | undefined {
+  return COUNTED.get(type)
 }
 
 /** The refusal of a request, or undefined when it may run. */

@@ -24,6 +24,7 @@ import { type ConnectionHost, NbdConnection } from './connection.ts'
 import { NBD_MAX_STRING } from './constants.ts'
 import type { NbdExport } from './export.ts'
 import type { NbdSession } from './handshake.ts'
+import { checkCredentials, type TlsServerOptions } from './tls.ts'
 import { WriterTurn } from './writer-turn.ts'
 
 /** How a server is made. */
@@ -34,6 +35,8 @@ export interface NbdServerOptions {
   readonly maxConnections?: number
   /** Longest handshake in milliseconds; default 10 000. */
   readonly handshakeMs?: number
+  /** Serve only clients that begin TLS; default: TLS is not offered. */
+  readonly tls?: TlsServerOptions
 }
 
 interface ExportState {
@@ -51,6 +54,8 @@ export class NbdServer implements ConnectionHost {
   readonly pool: BufferPool = new BufferPool()
   /** Longest handshake in milliseconds. */
   readonly handshakeMs: number
+  /** How clients that begin TLS are served. */
+  readonly tls: TlsServerOptions | undefined
   readonly #maxConnections: number
   readonly #exports = new Map<string, ExportState>()
   readonly #clients = new Set<NbdConnection>()
@@ -59,9 +64,12 @@ export class NbdServer implements ConnectionHost {
   #address: NbdAddress | undefined
   #closing = false
 
+  /** Errors: EINVAL for TLS credentials that cannot be used. */
   constructor(options: NbdServerOptions) {
+    if (options.tls !== undefined) checkCredentials(options.tls.credentials, 'server')
     this.ctx = options.ctx
     this.handshakeMs = options.handshakeMs ?? 10_000
+    this.tls = options.tls
     this.#maxConnections = options.maxConnections ?? 100
   }
 
@@ -73,6 +81,11 @@ export class NbdServer implements ConnectionHost {
   /** More than one client may connect. */
   get multiConn(): boolean {
     return this.#maxConnections !== 1
+  }
+
+  /** Nothing but the beginning of TLS is accepted in the clear. */
+  get needsTls(): boolean {
+    return this.tls !== undefined
   }
 
   /** `close` was called. */

@@ -28,7 +28,7 @@ import type { NbdSession } from './handshake.ts'
 import { roomIn } from './input.ts'
 import { Output } from './output.ts'
 import { Replies } from './replies.ts'
-import { checkRequest, type RequestRefusal } from './request-rules.ts'
+import { checkRequest, countedAs, type RequestRefusal } from './request-rules.ts'
 
 /** What a report calls the coroutine of a request. */
 const COROUTINE_NAMES: Readonly<Record<number, string>> = {
@@ -209,6 +209,8 @@ export class Transmission {
       return
     }
     const refusal = checkRequest(this.#session, request)
+    const counted = refusal === undefined ? undefined : countedAs(request.type)
+    if (counted !== undefined) this.#session.export.backend.accounting?.refused(counted)
     if (request.type === NBD_CMD.WRITE && request.length > 0) this.#beginWrite(chunk, refusal)
     else if (refusal !== undefined) this.#refuse(refusal)
     else this.#run(undefined)

@@ -43,7 +43,16 @@ export function introspect(
 }
 
 function answers(name: string): boolean {
-  const asks = ['query-', 'qom-get', 'qom-list', 'human-', 'x-debug-', 'chardev-add']
+  const asks = [
+    'query-',
+    'qom-get',
+    'qom-list',
+    'human-',
+    'x-debug-',
+    'chardev-add',
+    'chardev-change',
+    'ringbuf-read',
+  ]
   return asks.some((start) => name.startsWith(start)) || name.includes('delete-internal')
 }
 

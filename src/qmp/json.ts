@@ -136,7 +136,9 @@ export function parseJson(text: string): JsonValue {
   })
   parser.push(Buffer.from(`${text}\n`))
   if (errors[0] !== undefined) throw errors[0]
-  if (values.length !== 1) throw parseError('expecting value')
+  // What is not whole yet gave no value and no error.
+  const cut = values.length === 0 && text.trim() !== ''
+  if (values.length !== 1) throw parseError(cut ? 'premature EOI' : 'expecting value')
   return values[0] as JsonValue
 }
 

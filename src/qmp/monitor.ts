@@ -13,6 +13,7 @@ import { chardevCommands } from './commands/chardevs.ts'
 import { coloCommands } from './commands/colo.ts'
 import { createCommands } from './commands/create.ts'
 import { driveCommands, driveDeeds } from './commands/drives.ts'
+import { graphDebugCommands } from './commands/graph-debug.ts'
 import { humanCommands } from './commands/human.ts'
 import { internalSnapshotCommands, internalSnapshotDeeds } from './commands/internal-snapshots.ts'
 import { jobCommands } from './commands/jobs.ts'
@@ -20,6 +21,7 @@ import { machineCommands } from './commands/machine.ts'
 import { nbdCommands } from './commands/nbd.ts'
 import { nodeCommands } from './commands/nodes.ts'
 import { objectCommands } from './commands/objects.ts'
+import { qomTypeCommands } from './commands/qom-types.ts'
 import { replicationCommands } from './commands/replication.ts'
 import { runStateCommands } from './commands/run-state.ts'
 import { sessionCommands } from './commands/session.ts'
@@ -64,7 +66,9 @@ export function allCommands(services: MonitorServices): CommandTable {
     objectCommands(objects, graph),
     yankCommands(graph),
     humanCommands(graph, jobs),
-    statisticsCommands(graph),
+    statisticsCommands(graph, exports, objects),
+    graphDebugCommands(graph),
+    qomTypeCommands(),
     internalSnapshotCommands(graph),
     machineCommands(objects),
     chardevCommands(),
@@ -90,6 +94,18 @@ export class Monitor {
     this.#commands = allCommands(services)
     this.#ctx = services.graph.ctx
     this.#events = events
+  }
+
+  /** What every monitor understands. */
+  get commands(): CommandTable {
+    return this.#commands
+  }
+
+  /** A monitor that listens nowhere yet and greets nobody before it is released. */
+  hold(): MonitorServer {
+    const server = new MonitorServer(this.#commands, this.#events, this.#ctx, true)
+    this.#servers.push(server)
+    return server
   }
 
   /** Opens one more socket. Errors: EBUSY, EEXIST, EINVAL, EACCES. */

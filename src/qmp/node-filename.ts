@@ -38,7 +38,8 @@ const PROTOCOL_LIKE = ['file', 'nbd', 'null-co', 'null-aio', 'blkdebug', 'blkver
 
 /** Path, URL or `json:{…}` of a node. */
 export function nodeFilename(node: BlockNode): string {
-  const child = NAMELESS.includes(node.definition.name) ? firstChild(node) : undefined
+  const nameless = node.implicit || NAMELESS.includes(node.definition.name)
+  const child = nameless ? firstChild(node) : undefined
   if (child !== undefined) return nodeFilename(child.node)
   return exactFilename(node) ?? `json:${stringifyJson(describe(node))}`
 }
@@ -83,7 +84,8 @@ function blkdebugName(node: BlockNode): string | undefined {
 // One image in one file, opened as its header says: the file's name says it all.
 function plainName(node: BlockNode): string | undefined {
   const file = node.child('file')
-  if (file === undefined || told(node).length > 0 || ownBacking(node)) return undefined
+  if (file === undefined || node.definition.kind === 'filter') return undefined
+  if (told(node).length > 0 || ownBacking(node)) return undefined
   if (!PROTOCOL_LIKE.includes(file.node.definition.name)) return undefined
   // A data file that the header names needs no telling.
   const others = [...node.children.keys()].filter(
@@ -112,16 +114,18 @@ function told(node: BlockNode): string[] {
 }
 
 function describe(node: BlockNode): JsonObject {
-  const out: { [member: string]: JsonValue } = { driver: node.definition.name }
+  const out: { [member: string]: JsonValue } = {}
+  const backing = node.child('backing')
+  if (ownBacking(node)) out.backing = backing === undefined ? null : describe(backing.node)
+  out.driver = node.definition.name
   for (const key of told(node)) flatten(out, key, toJson(node.options[key]))
   const list: JsonValue[] = []
   for (const [name, edge] of node.children) {
-    if (name === 'backing' && !ownBacking(node)) continue
+    if (name === 'backing' && node.definition.supportsBacking === true) continue
     if (name.startsWith('children.')) list.push(describe(edge.node))
     else out[name] = describe(edge.node)
   }
   if (list.length > 0) out.children = list
-  if (node.child('backing') === undefined && ownBacking(node)) out.backing = null
   return out
 }
 

@@ -3,8 +3,7 @@
  *
  * Invariants:
  * - Members have the protocol's names; sizes are bytes.
- * - A chain is shown as its users see it: filters that were put in by name are links of it, those
- *   that a job put in silently are not.
+ * - Every filter is a link of a chain, also one that a job put in silently.
  */
 import type { BlockChild } from '../block/child.ts'
 import type { ImageInfo } from '../block/driver.ts'
@@ -48,9 +47,16 @@ export async function nodeInfo(node: BlockNode, flat: boolean): Promise<JsonObje
   }
 }
 
-/** The dirty bitmaps of a node, newest first. */
+/** The dirty bitmaps of a node, newest first; those of jobs have no name. */
 function bitmapInfos(node: BlockNode): JsonValue[] {
-  return node.bitmaps.list().map((bitmap) => ({
+  const working = node.bitmaps.working().map(({ bits, recording }) => ({
+    recording,
+    persistent: false,
+    busy: false,
+    granularity: bits.granularity,
+    count: bits.dirtyBytes,
+  }))
+  const named = node.bitmaps.list().map((bitmap) => ({
     name: bitmap.name,
     recording: bitmap.enabled,
     persistent: bitmap.persistent,
@@ -59,6 +65,7 @@ function bitmapInfos(node: BlockNode): JsonValue[] {
     count: bitmap.bits.dirtyBytes,
     ...(bitmap.inconsistent ? { inconsistent: true } : {}),
   }))
+  return [...working, ...named]
 }
 
 async function imageInfo(node: BlockNode, flat: boolean): Promise<JsonObject> {
@@ -75,17 +82,25 @@ async function imageInfo(node: BlockNode, flat: boolean): Promise<JsonObject> {
   const shape = await shapeOf(node)
   if (shape.clusterSize > 0) image['cluster-size'] = shape.clusterSize
   if (shape.dirty !== undefined) image['dirty-flag'] = shape.dirty
-  const { formatSpecific, backingFilename, backingFormat, snapshots } = info
+  const { formatSpecific, backingFilename, backingFormat } = info
+  const snapshots = info.snapshots ?? (await snapshotsBelow(node))
   if (snapshots !== undefined && snapshots.length > 0) image.snapshots = toJson(snapshots)
   if (formatSpecific !== undefined && node.definition.kind === 'format')
     image['format-specific'] = { type: formatSpecific.type, data: toJson(formatSpecific.data) }
-  if (backingFilename !== undefined) {
+  if (backingFilename !== undefined && node.definition.supportsBacking === true) {
     image['backing-filename'] = backingFilename
     image['full-backing-filename'] = headerBacking(node) ?? backingFilename
     if (backingFormat !== undefined) image['backing-filename-format'] = backingFormat
   }
   if (below !== undefined) image['backing-image'] = await imageInfo(below, flat)
   return image
+}
+
+/** A raw layer shows the snapshots of the image that it is a part of. */
+async function snapshotsBelow(node: BlockNode): Promise<ImageInfo['snapshots']> {
+  const below = node.definition.name === 'raw' ? node.child('file')?.node : undefined
+  if (below === undefined) return undefined
+  return (await below.driver?.info?.())?.snapshots ?? snapshotsBelow(below)
 }
 
 /** These are seen through, but what their child takes on the host is not theirs to tell. */
@@ -126,11 +141,9 @@ function filteredChild(node: BlockNode): BlockChild | undefined {
   return undefined
 }
 
-/** The next link of the chain that users see below a node. */
+/** The next link of the chain below a node. */
 function linkBelow(node: BlockNode): BlockNode | undefined {
-  let at = (filteredChild(node) ?? backingChild(node))?.node
-  while (at?.implicit === true) at = filteredChild(at)?.node
-  return at
+  return (filteredChild(node) ?? backingChild(node))?.node
 }
 
 function backingChild(node: BlockNode): BlockChild | undefined {

@@ -5,17 +5,34 @@
  * - Ids are unique over all kinds.
  * - An object in use stays until its last user is gone.
  */
+
+import type { TlsCredentials } from '../nbd/tls.ts'
+import type { TlsEndpoint } from '../nbd/tls-files.ts'
 import { BlockError } from '../util/errors.ts'
 import type { JsonObject, JsonValue } from './json.ts'
 
 /** One kind of object: how it is made, changed and given up. */
 export interface ObjectKind {
   /** Makes it. Errors: EINVAL for options that make no sense. */
-  create(id: string, options: JsonObject): ObjectHandle
+  create(id: string, options: JsonObject, store: ObjectStore): ObjectHandle
+}
+
+/** Credentials, and whose they are. */
+export interface ObjectCredentials {
+  /** The side of a connection that they are for. */
+  readonly endpoint: TlsEndpoint
+  /** What they are. */
+  readonly tls: TlsCredentials
 }
 
 /** One object. */
 export interface ObjectHandle {
+  /** Of credentials: for connections. */
+  readonly credentials?: ObjectCredentials
+  /** Of a secret: what it is. */
+  readonly secret?: string
+  /** Of rules: whether somebody of that name may come in. */
+  authorize?(identity: string): boolean
   /** Somebody needs it. */
   inUse?(): boolean
   /** Reads a property; undefined when there is none of that name. */
@@ -55,7 +72,7 @@ export class ObjectStore {
         `attempt to add duplicate property '${id}' to object (type 'container')`,
       )
     }
-    this.#objects.set(id, { type, handle: kind.create(id, options) })
+    this.#objects.set(id, { type, handle: kind.create(id, options, this) })
   }
 
   /** Removes one. Errors: ENOENT, EBUSY. */
@@ -72,6 +89,42 @@ export class ObjectStore {
   /** Whether there is an object of that id and type. */
   has(id: string, type: string): boolean {
     return this.#objects.get(id)?.type === type
+  }
+
+  /** Whether there is anything at a path that begins with `/`. */
+  exists(path: string): boolean {
+    // The container comes with the first object.
+    if (path === '/objects') return this.#objects.size > 0
+    return path === '/' || this.#objects.has(path.slice('/objects/'.length))
+  }
+
+  /** Credentials for one side of connections. Errors: EINVAL when they are not. */
+  credentials(id: string, endpoint: TlsEndpoint): TlsCredentials {
+    const handle = this.#objects.get(id)?.handle
+    if (handle === undefined) throw new BlockError('EINVAL', `No TLS credentials with id '${id}'`)
+    const { credentials } = handle
+    if (credentials === undefined) {
+      throw new BlockError('EINVAL', `Object with id '${id}' is not TLS credentials`)
+    }
+    if (credentials.endpoint !== endpoint) {
+      throw new BlockError('EINVAL', `Expected TLS credentials for a ${endpoint} endpoint`)
+    }
+    return credentials.tls
+  }
+
+  /** What a secret is. Errors: EINVAL when there is none of that id. */
+  secret(id: string): string {
+    const handle = this.#objects.get(id)?.handle
+    if (handle === undefined) throw new BlockError('EINVAL', `No secret with id '${id}'`)
+    if (handle.secret === undefined) {
+      throw new BlockError('EINVAL', `Object with id '${id}' is not a secret`)
+    }
+    return handle.secret
+  }
+
+  /** Whether rules let somebody in; rules that are not there let nobody in. */
+  authorizes(id: string, identity: string): boolean {
+    return this.#objects.get(id)?.handle.authorize?.(identity) === true
   }
 
   /** Properties at a path. Errors: DEVICE_NOT_FOUND. */

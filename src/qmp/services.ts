@@ -4,10 +4,12 @@
  * Invariants:
  * - The monitor owns none of it: every service lives as long as the runtime, not the connection.
  */
+import type { BlockBackend } from '../block/backend.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import type { WorkerPool } from '../job/pool.ts'
 import type { JobRegistry } from '../job/registry.ts'
+import type { TlsServerOptions } from '../nbd/tls.ts'
 import type { ReplicationStatus } from '../replication/registry.ts'
 import type { ColoSession } from './colo-session.ts'
 import type { ObjectStore } from './objects.ts'
@@ -57,14 +59,22 @@ export type ServerAddress =
 
 /** The NBD server and what it exports. */
 export interface ExportService {
+  /** The server runs. */
+  readonly running: boolean
   /** Starts to listen. Errors: EBUSY when it runs, those of the address. */
-  startServer(address: ServerAddress, maxConnections?: number): Promise<void>
+  startServer(
+    address: ServerAddress,
+    maxConnections?: number,
+    tls?: TlsServerOptions,
+  ): Promise<void>
   /** Removes every export, cuts every client, stops listening. Errors: EINVAL when it does not run. */
   stopServer(): Promise<void>
   /** Adds an export. Errors: EINVAL, EEXIST, EPERM. */
   add(request: ExportRequest): Promise<void>
   /** Removes one. Errors: ENOENT; EBUSY in `safe` mode while clients are connected. */
   remove(id: string, mode: 'safe' | 'hard'): Promise<void>
+  /** The backends of exports by their ids, the oldest first. */
+  backends(): ReadonlyMap<string, BlockBackend>
   /** Every export, newest first. */
   list(): ExportInfo[]
 }

@@ -3,16 +3,19 @@
  *
  * Invariants:
  * - One client at a time; the next one is greeted when the first has left.
+ * - A held monitor greets nobody before it is released.
  * - A socket file left by a dead process is replaced, one in use is never touched.
  * - A client that does not read its events is cut off before it costs the process its memory.
  */
 import { existsSync, lstatSync, unlinkSync } from 'node:fs'
 import net from 'node:net'
 import { dirname } from 'node:path'
+import type { Duplex } from 'node:stream'
 import type { AioContext } from '../aio/aio-context.ts'
 import { asBlockError, BlockError, codeWords } from '../util/errors.ts'
 import type { CommandTable } from './command.ts'
 import type { EventHub } from './events.ts'
+import { prettyLine } from './json-pretty.ts'
 import { MonitorSession } from './session.ts'
 
 /** Longest path of a unix socket, its final zero not counted. */
@@ -52,6 +55,8 @@ export async function listenOn(server: net.Server, address: MonitorAddress): Pro
   const options = address.type === 'unix' ? { path: address.path } : address
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) => reject(bindError(error, where)))
+    // A server that is closed at once never says that it listens.
+    server.once('close', resolve)
     server.listen(options, resolve)
   })
   server.on('error', () => {
@@ -65,23 +70,43 @@ export class MonitorServer {
   readonly #ctx: AioContext
   readonly #events: EventHub
   readonly #server: net.Server
-  readonly #waiting: net.Socket[] = []
-  #current: net.Socket | undefined
+  readonly #waiting: Duplex[] = []
+  #current: Duplex | undefined
+  #held: boolean
+  #pretty = false
+  #noticed: () => void = () => undefined
   #closing = false
 
-  /** Use `listen`. */
-  constructor(commands: CommandTable, events: EventHub, ctx: AioContext) {
+  /** `held`: whoever connects waits for `release`. */
+  constructor(commands: CommandTable, events: EventHub, ctx: AioContext, held = false) {
     this.#commands = commands
     this.#ctx = ctx
     this.#events = events
+    this.#held = held
     this.#server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>
-      this.#connected(socket),
+      this.accept(socket),
     )
   }
 
   /** Starts to listen. Errors: EBUSY when somebody else has the address, EINVAL, EACCES … */
   async listen(address: MonitorAddress): Promise<void> {
     await listenOn(this.#server, address)
+  }
+
+  /** Greets who waits and who comes; `pretty` spreads every message over lines. */
+  release(pretty: boolean): void {
+    this.#held = false
+    this.#pretty = pretty
+    const next = this.#waiting.shift()
+    if (next !== undefined) this.#serve(next)
+  }
+
+  /** Settles when the first client is there, or nobody will be heard any more. */
+  async firstClient(): Promise<void> {
+    if (this.#closing || this.#current !== undefined || this.#waiting.length > 0) return
+    await new Promise<void>((resolve) => {
+      this.#noticed = resolve
+    })
   }
 
   /** The TCP port, when it is one. */
@@ -93,6 +118,7 @@ export class MonitorServer {
   /** Stops listening and lets the client read what was sent. */
   async close(): Promise<void> {
     this.#closing = true
+    this.#noticed()
     for (const socket of this.#waiting.splice(0)) socket.destroy()
     const current = this.#current
     const closed = new Promise<void>((resolve) => {
@@ -105,10 +131,12 @@ export class MonitorServer {
     cancel()
   }
 
-  #connected(socket: net.Socket): void {
+  /** Takes a connection that was made elsewhere; it is paused. */
+  accept(socket: Duplex): void {
     socket.on('error', () => socket.destroy())
+    this.#noticed()
     if (this.#closing) socket.destroy()
-    else if (this.#current === undefined) this.#serve(socket)
+    else if (this.#current === undefined && !this.#held) this.#serve(socket)
     else {
       this.#waiting.push(socket)
       socket.once('close', () => {
@@ -118,12 +146,12 @@ export class MonitorServer {
     }
   }
 
-  #serve(socket: net.Socket): void {
+  #serve(socket: Duplex): void {
     this.#current = socket
     const wire = {
       send: (line: string) => {
         if (socket.destroyed || socket.writableEnded) return
-        socket.write(line, 'latin1')
+        socket.write(this.#pretty ? prettyLine(line) : line, 'latin1')
         if (socket.writableLength > MAX_UNREAD) socket.destroy()
       },
       pauseInput: (paused: boolean) => {

@@ -177,7 +177,9 @@ class ReplicationDriver implements BlockDriver {
 
   async close(): Promise<void> {
     this.#registry.remove(this.replication)
-    if (this.replication.mode === 'secondary') await this.replication.shutdown()
+    const { replication } = this
+    if (replication.mode === 'secondary')
+      await this.#node.graph.aside(this.#node, () => replication.shutdown())
   }
 }
 
@@ -200,10 +202,10 @@ export function makeReplicationDriver(
           : new SecondaryReplication(node, secondary, machinery)
       return new ReplicationDriver(node, replication, registry)
     },
-    childPermissions(_node, child, _above, readOnly) {
+    childPermissions(_node, child, above, readOnly) {
       const shared = PERM.CONSISTENT_READ | PERM.WRITE | PERM.WRITE_UNCHANGED
-      const perm =
-        child.name === 'file' ? PERM.CONSISTENT_READ | (readOnly ? 0 : PERM.WRITE) : PERM.WRITE
+      if (child.name !== 'file') return { perm: PERM.WRITE, shared }
+      const perm = PERM.CONSISTENT_READ | (readOnly ? 0 : PERM.WRITE) | (above.perm & PERM.RESIZE)
       return { perm, shared }
     },
   }

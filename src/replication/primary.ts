@@ -126,9 +126,16 @@ export class PrimaryReplication {
     const { graph } = this.node
     try {
       await this.#sendMissing(source, false)
-      await graph.withDrained(source, () => this.#sendMissing(source, true))
-      // A write may have failed behind the copier's back: then the error stays.
-      if (this.missingBytes === 0) this.#clear()
+      // First the way to the other side: a write that took it has begun at the source as well.
+      await graph.withDrained(this.node, () =>
+        graph.withDrained(source, async () => {
+          await this.#sendMissing(source, true)
+          // Writes that go on when the section ends reach both sides: nothing of theirs is missing.
+          source.writeListeners.delete(mark)
+          // A write may have failed behind the copier's back: then the error stays.
+          if (this.missingBytes === 0) this.#clear()
+        }),
+      )
     } finally {
       source.writeListeners.delete(mark)
       this.#resyncing = false

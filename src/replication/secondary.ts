@@ -2,7 +2,8 @@
  * The secondary side: start, checkpoint, stop and failover over active, hidden and secondary disk.
  *
  * Invariants:
- * - While running, hidden over secondary equals the secondary disk at the last checkpoint.
+ * - While running, hidden over secondary equals the secondary disk at the last checkpoint, and no
+ *   command makes the chain from this node to the secondary disk lead elsewhere.
  * - Start is a transaction: a failure undoes every step, newest first, and a later start works.
  * - A checkpoint happens between two requests: everything above the secondary disk is drained, the
  *   active disk is emptied before the hidden one, and what it publishes last is the epoch. One that
@@ -19,9 +20,16 @@ import { checkBuffers, ExportFence, emptyBuffers } from './buffers.ts'
 import type { CheckpointPart } from './checkpoint.ts'
 import type { Merge, ReplicationMachinery } from './machinery.ts'
 import { wrongMode } from './primary.ts'
-import { type Running, type SecondaryOptions, settleDisk } from './running.ts'
+import {
+  dropHold,
+  type Running,
+  restoreReadOnly,
+  type SecondaryOptions,
+  settleDisk,
+  writableEnd,
+} from './running.ts'
 import { type ReplicationMode, type ReplicationVerb, type Stage, VERB_RULES } from './stage.ts'
-import { findDisks, findTop, formatOf, type SecondaryDisks } from './topology.ts'
+import { findDisks, findTop, formatOf, pinChain, type SecondaryDisks } from './topology.ts'
 import { watchHidden } from './watermark.ts'
 
 const BUSY = 'Block device is in use by internal backup job'
@@ -153,7 +161,9 @@ export class SecondaryReplication {
     const reason = { message: BUSY }
     top.blockers.blockAll(reason, ['dataplane'])
     top.refs++
+    const unpin = pinChain(this.node, disks)
     const unblock = (): void => {
+      unpin()
       top.blockers.unblockAll(reason)
       graph.unref(top)
     }
@@ -250,17 +260,16 @@ export class SecondaryReplication {
     const { disks } = running
     await this.node.graph.withDrained(disks.secondary, async () => {
       const { error } = await emptyBuffers(disks)
-      await this.#finishStop(running)
-      if (error !== undefined) await this.#bypass(disks, error)
+      const end = await this.#finishStop(running)
+      if (error !== undefined) await this.#bypass(disks.active, end, error)
       this.#fence.open()
     })
-    await this.#restoreReadOnly(running)
+    await restoreReadOnly(running, this.node.graph)
   }
 
   /** Takes buffers that cannot be emptied out of the chain: the secondary disk alone is the view. */
-  async #bypass({ active, secondary }: SecondaryDisks, error: BlockError): Promise<void> {
-    const { graph } = this.node
-    await graph.replace(active, secondary)
+  async #bypass(active: BlockNode, end: BlockNode, error: BlockError): Promise<void> {
+    await this.node.graph.replace(active, end)
     this.#stale(error)
   }
 
@@ -271,30 +280,16 @@ export class SecondaryReplication {
     this.node.graph.events.emit('REPLICATION_BUFFER_STALE', told)
   }
 
-  async #finishStop(running: Running): Promise<void> {
+  /** Answers where writes to the secondary disk go now. */
+  async #finishStop(running: Running): Promise<BlockNode> {
     await running.protection?.remove()
-    this.#dropHold(running)
+    running.protection = undefined
+    const end = writableEnd(running)
+    dropHold(running, this.node.graph)
     this.error = undefined
     this.#running = undefined
     this.#enter('done')
-  }
-
-  #dropHold(running: Running): void {
-    running.protection = undefined
-    running.unwatch()
-    running.unblock()
-    for (const edge of running.edges) this.node.graph.detach(edge)
-  }
-
-  async #restoreReadOnly(running: Running): Promise<void> {
-    for (const disk of running.readOnlyBefore) {
-      if (disk.driver === undefined) continue
-      try {
-        await this.node.graph.setReadOnly(disk, true)
-      } catch {
-        // Somebody writes to it now; it stays writable for them.
-      }
-    }
+    return end
   }
 
   /**
@@ -322,7 +317,7 @@ export class SecondaryReplication {
       // The view cannot wait: what the buffers show is not true.
       await running.protection?.remove()
       running.protection = undefined
-      await graph.replace(active, secondary)
+      await graph.replace(active, writableEnd(running))
     })
     this.#mergeSettled = this.#mergeBehind(running, unmergeable === undefined)
   }
@@ -340,7 +335,7 @@ export class SecondaryReplication {
   async #mergeToEnd(running: Running): Promise<void> {
     try {
       if (this.#leaving) throw new BlockError('ECANCELED', 'The node is being closed')
-      this.#merge = await this.#machinery.merge(running.disks.active, running.disks.secondary)
+      this.#merge = await this.#machinery.merge(running.disks.active, writableEnd(running))
       if (this.#leaving) void this.#merge.cancel()
     } catch (thrown) {
       this.#mergeFailed(asBlockError(thrown))
@@ -368,7 +363,7 @@ export class SecondaryReplication {
     this.#running = undefined
     this.error = undefined
     this.#enter('done')
-    await this.#restoreReadOnly(running)
+    await restoreReadOnly(running, this.node.graph)
     graph.unref(active)
     graph.unref(hidden)
     await graph.settled()
@@ -440,7 +435,7 @@ export class SecondaryReplication {
       const running = this.#running
       if (running === undefined) return
       await this.node.graph.withDrained(running.disks.secondary, () => this.#finishStop(running))
-      await this.#restoreReadOnly(running)
+      await restoreReadOnly(running, this.node.graph)
     }
   }
 

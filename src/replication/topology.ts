@@ -2,7 +2,7 @@
  * The disks of a secondary, found from its replication node and checked before a start.
  *
  * Invariants:
- * - Nothing is changed here; every complaint has the words that managers know.
+ * - Nothing is changed here but the pins of links; every complaint has the words that managers know.
  */
 import type { BlockChild } from '../block/child.ts'
 import type { BlockNode } from '../block/node.ts'
@@ -68,4 +68,20 @@ export function findTop(node: BlockNode, topId: string): BlockNode {
   if (top === undefined || !top.isRootNode || !isBelow(top, node))
     throw refuse('No top_bs or it is invalid')
   return top
+}
+
+/** Pins the links from the replication node down to the secondary disk; answers how to let go. */
+export function pinChain(node: BlockNode, { secondary }: SecondaryDisks): () => void {
+  const pinned: BlockChild[] = []
+  let at: BlockNode | undefined = node
+  while (at !== undefined && at !== secondary) {
+    const below: BlockNode | undefined = at.chainNext
+    for (const edge of at.children.values())
+      if (edge.node === below && edge.role !== 'data') pinned.push(edge)
+    at = below
+  }
+  for (const edge of pinned) edge.pins++
+  return () => {
+    for (const edge of pinned.splice(0)) edge.pins--
+  }
 }

@@ -97,6 +97,8 @@ export class DirtyBitmap {
    * none up to the end of the disk.
    */
   nextDirty(from: number, maxBytes: number = this.granularity * 1024): DirtyRange | undefined {
+    // The last region may be a short one: the end of the disk lies inside it.
+    if (from >= this.size) return undefined
     const first = this.#firstDirty(Math.floor(from / this.granularity))
     if (first < 0) return undefined
     const limit = Math.min(

@@ -2,12 +2,12 @@
  * What the two halves of a job tell each other without a message: pause, cancel, speed, progress.
  *
  * Invariants:
- * - The control half (main thread) writes pause, cancel and speed; the body writes done.
+ * - The control half (main thread) writes pause, cancel and speed; the body writes done and in flight.
  * - The body looks at pause and cancel before every piece of work, so both act within one piece.
  * - Nobody waits on these words: the messages that go with them wake the body.
  *
  * Words: pause (0 or 1), cancel (0 or 1), speed low and high half (bytes a second, 0 = unlimited),
- * done (units of 4 KiB).
+ * done and in flight (units of 4 KiB).
  */
 import { assert } from '../util/errors.ts'
 import { shared } from './atomics.ts'
@@ -17,14 +17,15 @@ const CANCEL = 1
 const SPEED_LOW = 2
 const SPEED_HIGH = 3
 const DONE = 4
-/** Unit of the done word in bytes: 32 bits of them reach 16 TiB. */
+const IN_FLIGHT = 5
+/** Unit of the last two words in bytes: 32 bits of them reach 16 TiB. */
 const DONE_UNIT = 4096
 const HALF = 2 ** 32
 
 /** A view of the words of one job body. */
 export class JobWords {
   /** How many words it takes. */
-  static readonly WORDS = 5
+  static readonly WORDS = 6
   /** The words. */
   readonly words: Int32Array
 
@@ -79,5 +80,13 @@ export class JobWords {
   /** The body did `bytes` more. */
   addDone(bytes: number): void {
     shared.add(this.words, DONE, Math.ceil(bytes / DONE_UNIT))
+  }
+  /** Bytes that are no longer to do and not yet done, rounded up to 4 KiB; the body sets it. */
+  get inFlight(): number {
+    return (shared.load(this.words, IN_FLIGHT) >>> 0) * DONE_UNIT
+  }
+
+  set inFlight(bytes: number) {
+    shared.store(this.words, IN_FLIGHT, Math.ceil(bytes / DONE_UNIT))
   }
 }

@@ -19,6 +19,8 @@ export interface Clock {
   nowMs(): number
   /** Monotonic nanoseconds from an arbitrary start. */
   nowNs(): bigint
+  /** Milliseconds since the epoch, with fraction; may jump when somebody sets the host's time. */
+  epochMs(): number
   /** Calls `fn` once, not before `ms` milliseconds passed; keeps the process alive until then. */
   setTimer(ms: number, fn: () => void): TimerHandle
   /** Calls `fn` after the host had a turn for its own events. */
@@ -36,6 +38,10 @@ export class HostClock implements Clock {
 
   nowNs(): bigint {
     return process.hrtime.bigint()
+  }
+
+  epochMs(): number {
+    return performance.timeOrigin + performance.now()
   }
 
   setTimer(ms: number, fn: () => void): TimerHandle {
@@ -79,6 +85,10 @@ export class VirtualClock implements Clock {
 
   nowNs(): bigint {
     return BigInt(Math.round(this.#now * 1e6))
+  }
+
+  epochMs(): number {
+    return this.#now
   }
 
   setTimer(ms: number, fn: () => void): TimerHandle {

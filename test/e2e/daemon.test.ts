@@ -196,7 +196,7 @@ describe('e2e / daemon / bad input', () => {
     [
       'bad pid file',
       () => ['daemon', '--qmp', `unix:${join(dir, 'q')}`, '--pidfile', '/no/x'],
-      /pid file/,
+      /cannot create PID file/,
     ],
   ]
   for (const [name, args, words] of cases) {

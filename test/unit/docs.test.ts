@@ -32,7 +32,9 @@ function publicNames(): [name: string, path: string][] {
 /** Declarations of a name, and members of its interface, that have no comment before them. */
 function undocumented(name: string, path: string): string[] {
   const lines = read(path).split('\n')
-  const declares = new RegExp(`^export (async )?(class|function|const|interface|type) ${name}\\b`)
+  const declares = new RegExp(
+    `^export (async )?(class|function\\*?|const|interface|type) ${name}\\b`,
+  )
   const at = lines.findIndex((line) => declares.test(line))
   if (at < 0) return [`${path}: ${name} is not declared there`]
   const bare = (index: number): boolean => !lines[index - 1]?.trimEnd().endsWith('*/')

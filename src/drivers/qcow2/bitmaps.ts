@@ -65,9 +65,11 @@ export class ImageBitmaps {
     return bitmaps
   }
 
-  /** As monitors show them: what the image holds, not what happened since. */
+  /** As monitors show them: what the image holds and has not been removed since. */
   info(): { name: string; granularity: number; flags: string[] }[] {
-    return this.#stored.map(({ entry }) => ({
+    const { bitmaps } = this.#image.node
+    const there = this.#stored.filter(({ entry }) => bitmaps.get(entry.name)?.persistent === true)
+    return there.map(({ entry }) => ({
       name: entry.name,
       granularity: entry.granularity,
       // While the image can be written, nobody else may trust what it holds.

@@ -23,6 +23,7 @@ import { FLAG, NO_LIMITS, STATUS } from '../../block/driver.ts'
 import type { BlockNode } from '../../block/node.ts'
 import type { MaybePromise, Pending } from '../../coroutine/coroutine.ts'
 import { asBlockError, BlockError } from '../../util/errors.ts'
+import { raiseDebugEvent } from '../debug-event.ts'
 import { setDirectoryPlace } from './bitmap-format.ts'
 import { hasValidBitmaps, ImageBitmaps } from './bitmaps.ts'
 import { readHeader } from './check.ts'
@@ -39,6 +40,7 @@ import { Packer } from './packer.ts'
 import { Reader } from './reader.ts'
 import { repairImage } from './repair.ts'
 import { resizeImage } from './resize.ts'
+import { SnapshotStore } from './snapshot-store.ts'
 import type { Snapshot } from './snapshots.ts'
 import { readSnapshots } from './snapshots.ts'
 import { decodeTable } from './table-bytes.ts'
@@ -50,7 +52,7 @@ class Qcow2Driver implements BlockDriver {
   readonly writeFlags = FLAG.WRITE_COMPRESSED
   readonly zeroesFlags = FLAG.MAY_UNMAP
   readonly #image: Qcow2Image
-  readonly #snapshots: readonly Snapshot[]
+  readonly internalSnapshots: SnapshotStore
   readonly #bitmaps: ImageBitmaps
   readonly storesBitmaps: boolean
   readonly #mapping: Mapping
@@ -59,10 +61,10 @@ class Qcow2Driver implements BlockDriver {
   readonly #eraser: Eraser
   readonly #packer: Packer
 
-  constructor(image: Qcow2Image, snapshots: readonly Snapshot[], bitmaps: ImageBitmaps) {
+  constructor(image: Qcow2Image, snapshots: SnapshotStore, bitmaps: ImageBitmaps) {
     const { clusterBytes } = image.geometry
     this.#image = image
-    this.#snapshots = snapshots
+    this.internalSnapshots = snapshots
     this.#bitmaps = bitmaps
     this.storesBitmaps = image.header.version >= 3
     this.#mapping = new Mapping(image)
@@ -158,6 +160,7 @@ class Qcow2Driver implements BlockDriver {
   }
 
   async truncate(size: number): Promise<void> {
+    await this.internalSnapshots.pinSizes()
     if (this.#bitmaps.mustMark) await this.#bitmaps.mark()
     const drop = (offset: number, bytes: number): Pending =>
       this.#eraser.discard(offset, bytes, true)
@@ -175,8 +178,13 @@ class Qcow2Driver implements BlockDriver {
     await writeBackingName(this.#image, filename, format)
   }
 
+  /** Makes counts and COPIED bits true. Errors: EIO when pointers themselves are damaged. */
+  async repair(): Promise<void> {
+    await repairImage(this.#image, this.internalSnapshots.all)
+  }
+
   info(): Promise<ImageInfo> {
-    return imageInfo(this.#image, this.#bitmaps.info(), this.#snapshots)
+    return imageInfo(this.#image, this.#bitmaps.info(), this.internalSnapshots.all)
   }
 
   async reopenPrepare(target: ReopenTarget): Promise<PreparedReopen> {
@@ -189,6 +197,7 @@ class Qcow2Driver implements BlockDriver {
       })
     const wasWritable = image.writable
     if (target.readOnly && wasWritable) await this.#settle()
+    else if (image.lazy && !lazy) await image.settle()
     return {
       commit: () => {
         image.writable = !target.readOnly
@@ -199,7 +208,7 @@ class Qcow2Driver implements BlockDriver {
       },
       abort: noop,
       afterCommit: async () => {
-        if (image.writable && !wasWritable) await becomeWritable(image, this.#snapshots)
+        if (image.writable && !wasWritable) await becomeWritable(image, this.internalSnapshots.all)
       },
     }
   }
@@ -284,17 +293,11 @@ async function openBacking(
 ): Promise<void> {
   const given = options.backing
   if (given === null || (given === undefined && header.backingFile === undefined)) return
-  try {
-    const ref =
-      given === undefined
-        ? backingOptions(header, file.node.driver?.filename?.())
-        : (given as BlockdevRef)
-    await opener.open('backing', ref, 'backing')
-  } catch (thrown) {
-    const error = asBlockError(thrown)
-    const words = `Could not open backing file: ${error.message}`
-    throw new BlockError(error.code, words, error.context, thrown)
-  }
+  const ref =
+    given === undefined
+      ? backingOptions(header, file.node.driver?.filename?.())
+      : (given as BlockdevRef)
+  await opener.open('backing', ref, 'backing')
 }
 
 async function openImage(
@@ -303,7 +306,7 @@ async function openImage(
   opener: ChildOpener,
 ): Promise<BlockDriver> {
   const file = await opener.open('file', options.file as BlockdevRef, 'file')
-  const header = await readHeader(file)
+  const header = await readImageHeader(file)
   const corrupt = (header.incompatible & INCOMPAT.CORRUPT) !== 0
   if (corrupt && !node.readOnly)
     throw new BlockError('EACCES', 'qcow2: Image is corrupt; cannot be opened read/write', {
@@ -314,7 +317,8 @@ async function openImage(
   const { clusterBytes } = header.geometry
   const l1 = await readTable(file, header.l1Offset, header.l1Size * 8, 'Could not read L1 table')
   const tableBytes = header.reftableClusters * clusterBytes
-  const where = 'Could not read reference count table'
+  const where = 'Could not initialize refcount handling'
+  raiseDebugEvent(file, 'reftable_load')
   const counts = await readTable(file, header.reftableOffset, tableBytes, where)
   const snapshots = await readSnapshots(file, header)
   const data = await openData(node, options, opener, header, file)
@@ -323,10 +327,21 @@ async function openImage(
   image.refcounts.table = decodeTable(counts)
   image.lazy = lazy && !node.readOnly
   image.overlapCheck = overlapOption(options)
-  image.extraMetadata = extraMetadata(header, snapshots)
   image.mapMetadata()
+  const store = new SnapshotStore(image, snapshots)
   if (!node.readOnly) await becomeWritable(image, snapshots)
-  return new Qcow2Driver(image, snapshots, await ImageBitmaps.load(image))
+  return new Qcow2Driver(image, store, await ImageBitmaps.load(image))
+}
+
+async function readImageHeader(file: BlockChild): Promise<Header> {
+  try {
+    return await readHeader(file)
+  } catch (thrown) {
+    const error = asBlockError(thrown)
+    if (error.code !== 'EIO') throw error
+    const words = `Could not read qcow2 header: ${error.message}`
+    throw new BlockError(error.code, words, error.context, thrown)
+  }
 }
 
 async function readTable(
@@ -345,21 +360,14 @@ async function readTable(
   }
 }
 
-function extraMetadata(
-  header: Header,
-  snapshots: readonly Snapshot[],
-): { what: string; offset: number; bytes: number }[] {
-  const last = snapshots.at(-1)
-  if (last === undefined) return []
-  const offset = header.snapshotsOffset
-  return [
-    { what: 'snapshot table', offset, bytes: last.end - offset },
-    ...snapshots.map((s) => ({
-      what: 'inactive L1 table',
-      offset: s.l1Offset,
-      bytes: s.l1Size * 8,
-    })),
-  ]
+/** Repairs an open image that is writable and has no user. Errors: EIO, ENOTSUP for another node. */
+export async function repairQcow2(node: BlockNode): Promise<void> {
+  const { driver } = node
+  if (!(driver instanceof Qcow2Driver))
+    throw new BlockError('ENOTSUP', 'This image format does not support repairs', {
+      node: node.name,
+    })
+  await driver.repair()
 }
 
 const CHANGEABLE = [

@@ -127,8 +127,8 @@ function parseExtensions(cluster: Uint8Array, start: number, end: number): Exten
     const type = view.getUint32(at)
     const bytes = view.getUint32(at + 4)
     at += 8
-    if (type === EXTENSION.END) break
     if (bytes > end - at) bad('Header extension too large')
+    if (type === EXTENSION.END) break
     found.push({ type, data: cluster.slice(at, at + bytes) })
     at += Math.ceil(bytes / 8) * 8
   }
@@ -187,7 +187,9 @@ function checkTables(header: Header, encryption: number, unknownAutoclear: boole
   if (header.reftableClusters === 0) bad('Image does not contain a reference count table')
   if (!aligned(header.reftableOffset)) bad('Reference count table offset invalid')
   if (header.snapshots > MAX_SNAPSHOTS) bad('Snapshot table too large')
-  if (header.snapshots > 0 && !aligned(header.snapshotsOffset)) bad('Snapshot table offset invalid')
+  const snapshotsAligned = header.snapshotsOffset % clusterBytes === 0
+  if (!snapshotsAligned || (header.snapshots > 0 && !aligned(header.snapshotsOffset)))
+    bad('Snapshot table offset invalid')
   if (header.l1Size * 8 > MAX_L1_BYTES) bad('Active L1 table too large')
   if (header.size > Number.MAX_SAFE_INTEGER) bad('Image is too big')
   if (header.l1Size < Math.ceil(header.size / l2Coverage)) bad('L1 table is too small')

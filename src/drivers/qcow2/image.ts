@@ -31,6 +31,14 @@ interface Freed {
   readonly barrier: number
 }
 
+/** A row of metadata bytes. */
+export interface MetadataPlace {
+  /** Its name in messages. */
+  readonly what: string
+  readonly offset: number
+  readonly bytes: number
+}
+
 /** What caches may take. */
 export interface CacheSizes {
   /** Bytes of cached L2 tables. */
@@ -55,14 +63,16 @@ export class Qcow2Image {
   readonly refcounts: Refcounts
   /** What lies in a metadata cluster, by cluster number. */
   readonly metadata: Map<number, string> = new Map()
-  /** Metadata that stay where they are: snapshot table, inactive L1 tables. */
-  extraMetadata: readonly { what: string; offset: number; bytes: number }[] = []
+  /** Metadata of snapshots: their table, inactive L1 tables. */
+  #extraMetadata: readonly MetadataPlace[] = []
   /** Host bytes at and beyond this were never written, so they are zero. */
   virginFrom: number
   /** The image may be changed. */
   writable: boolean
   /** Nothing works any more after fatal corruption. */
   dead = false
+  /** A change of counts stopped half way; the dirty mark stays, so that the next opening repairs. */
+  needsRepair = false
   /** Entries are changed under the dirty mark, refcounts reach the file at the end only. */
   lazy = false
   readonly #writeLock = new FifoLock()
@@ -177,7 +187,7 @@ export class Qcow2Image {
 
   /** Takes the dirty mark away; everything else is stable already. */
   async markClean(): Promise<void> {
-    if ((this.header.incompatible & INCOMPAT.DIRTY) === 0) return
+    if (this.needsRepair || (this.header.incompatible & INCOMPAT.DIRTY) === 0) return
     this.header.incompatible &= ~INCOMPAT.DIRTY
     await this.writeFeatures()
   }
@@ -213,13 +223,28 @@ export class Qcow2Image {
     return this.#writeLock.run(body)
   }
 
+  /** Replaces what is known of the metadata of snapshots. */
+  setExtraMetadata(places: readonly MetadataPlace[]): void {
+    const { clusterBytes } = this.geometry
+    for (const { offset, bytes } of this.#extraMetadata) {
+      const last = Math.ceil((offset + bytes) / clusterBytes)
+      for (let c = Math.floor(offset / clusterBytes); c < last; c++) this.metadata.delete(c)
+    }
+    this.#extraMetadata = places
+    for (const { what, offset, bytes } of places) this.#noteMetadata(offset, bytes, what)
+  }
+
+  #noteMetadata(offset: number, bytes: number, what: string): void {
+    const { clusterBytes } = this.geometry
+    const last = Math.ceil((offset + bytes) / clusterBytes)
+    for (let c = Math.floor(offset / clusterBytes); c < last; c++) this.metadata.set(c, what)
+  }
+
   /** Notes anew which clusters hold metadata. */
   mapMetadata(): void {
     const { clusterBytes } = this.geometry
-    const note = (offset: number, bytes: number, what: string): void => {
-      const last = Math.ceil((offset + bytes) / clusterBytes)
-      for (let c = Math.floor(offset / clusterBytes); c < last; c++) this.metadata.set(c, what)
-    }
+    const note = (offset: number, bytes: number, what: string): void =>
+      this.#noteMetadata(offset, bytes, what)
     this.metadata.clear()
     for (const table of decodeTable(this.l1))
       if (table !== 0) note(table, clusterBytes, 'active L2 table')
@@ -228,7 +253,7 @@ export class Qcow2Image {
     const { header } = this
     note(header.reftableOffset, header.reftableClusters * clusterBytes, 'refcount table')
     note(header.l1Offset, this.l1.length, 'active L1 table')
-    for (const { what, offset, bytes } of this.extraMetadata) note(offset, bytes, what)
+    for (const { what, offset, bytes } of this.#extraMetadata) note(offset, bytes, what)
     note(0, clusterBytes, 'qcow2_header')
   }
 
@@ -243,14 +268,19 @@ export class Qcow2Image {
 
   /** Brings all metadata changed until now to the file, in the safe order; the last is not synced. */
   writeBack(): Promise<void> {
-    return this.#writeLock.run(() => this.#writeBack())
+    return this.#writeLock.run(() => this.#writeBack(true))
   }
 
-  async #writeBack(): Promise<void> {
+  /** The counts may stay behind: the dirty mark says that they are to be made anew. */
+  get #countsCanWait(): boolean {
+    return this.lazy && (this.header.incompatible & INCOMPAT.DIRTY) !== 0
+  }
+
+  async #writeBack(withCounts: boolean): Promise<void> {
     // One step for everything: later changes belong to the next round, with their own order.
     const tablesDirty = this.l2.takeDirty()
     const l1 = this.#takeL1()
-    const counts = this.refcounts.writeOut()
+    const counts = withCounts ? this.refcounts.writeOut() : undefined
     let written = false
     try {
       await counts
@@ -282,10 +312,14 @@ export class Qcow2Image {
   }
 
   /** Writes metadata back and gives up what may be given up. */
-  async flush(): Promise<void> {
+  flush(): Promise<void> {
+    return this.#flush(!this.#countsCanWait)
+  }
+
+  async #flush(withCounts: boolean): Promise<void> {
     const barrier = this.#nextRequest
     const ready = [...this.#freed]
-    if (this.#unwritten) await this.writeBack()
+    if (this.#unwritten) await this.#writeLock.run(() => this.#writeBack(withCounts))
     if (ready.length === 0) return
     await this.sync()
     await this.#release(ready, barrier)
@@ -337,12 +371,17 @@ export class Qcow2Image {
     }
   }
 
+  /** Writes everything and gives up what waits for it, durably. */
+  async flushAll(): Promise<void> {
+    for (let round = 0; this.dirty && round < 8; round++) await this.#flush(true)
+    await this.sync()
+  }
+
   /** Writes everything, at the end of use or before going read-only. */
   async settle(): Promise<void> {
     if (this.#marking !== undefined) await this.#marking
     if (!this.writable || this.dead) return
-    for (let round = 0; this.dirty && round < 8; round++) await this.flush()
-    await this.sync()
+    await this.flushAll()
     await this.markClean()
     await this.sync()
   }

@@ -7,6 +7,7 @@
  * - A failure before the pointers are gone leaves the old content in place.
  */
 import type { BlockChild } from '../../block/child.ts'
+import { hearsDebugEvents, raiseDebugEvent } from '../debug-event.ts'
 import type { Eraser } from './eraser.ts'
 import { AUTOCLEAR, viewOf, write64 } from './format.ts'
 import type { Qcow2Image } from './image.ts'
@@ -24,7 +25,8 @@ export async function makeEmptyImage(
   eraser: Eraser,
 ): Promise<void> {
   image.checkAlive()
-  if (image.l1.every((byte) => byte === 0)) return
+  if (image.l1.every((byte) => byte === 0) && !hearsDebugEvents(image.file)) return
+  if (movable(image) || canonical(image)) raiseDebugEvent(image.file, 'empty_image_prepare')
   if (canonical(image)) await emptyInPlace(image)
   else if (movable(image)) await emptyByMoving(image)
   else {

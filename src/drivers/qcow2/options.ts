@@ -4,7 +4,7 @@
  * Invariants:
  * - The same checks run at open and at reopen.
  */
-import { dirname, isAbsolute, join } from 'node:path'
+import { isAbsolute } from 'node:path'
 import type { BlockdevOptions } from '../../block/driver.ts'
 import { BlockError } from '../../util/errors.ts'
 import { COMPAT_LAZY_REFCOUNTS } from './format.ts'
@@ -79,11 +79,14 @@ export function overlapOption(options: BlockdevOptions): boolean {
   return wanted !== 'none'
 }
 
-/** A name from inside an image, seen from where the image lies. */
+/**
+ * A name from inside an image, seen from where the image lies. What leads up and down again stays
+ * in it: with symbolic links in the path, leaving that out would name another file.
+ */
 export function besideImage(imagePath: string | undefined, name: string): string {
   const path = name.startsWith('file:') ? name.slice('file:'.length) : name
   if (isAbsolute(path) || imagePath === undefined || imagePath === '') return path
-  return join(dirname(imagePath), path)
+  return imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + path
 }
 
 /** Options that open the backing image which the header names. */

@@ -6,6 +6,7 @@
  * - A refcount table entry reaches the file only after the block it points at.
  * - The header points at a moved table only after the table is stable.
  */
+import type { MaybePromise } from '../../coroutine/coroutine.ts'
 import { BlockError, ioError } from '../../util/errors.ts'
 import { FifoLock } from './fifo-lock.ts'
 import { viewOf, write64 } from './format.ts'
@@ -67,6 +68,15 @@ export class Refcounts {
     }
   }
 
+  /** The count of a cluster, if it is known without waiting. */
+  peek(cluster: number): number | undefined {
+    const offset = this.table[Math.floor(cluster / this.blockEntries)] ?? 0
+    if (offset === 0) return 0
+    const block = this.#cache.peek(offset)
+    if (block === undefined) return undefined
+    return getRefcount(block.bytes, this.#order, cluster % this.blockEntries)
+  }
+
   /** Takes `clusters` free clusters in one row; answers the first. */
   allocate(clusters: number): Promise<number> {
     return this.#lock.run(() => this.#allocate(clusters))
@@ -94,15 +104,34 @@ export class Refcounts {
     this.#cache.touch(block, byte, Math.max(1, (1 << this.#order) >> 3))
   }
 
-  /** Adds `delta` to the counts of a row of clusters. Errors: EINVAL beyond what the width holds. */
+  /**
+   * Adds `delta` to the counts of a row of clusters, all of them or none.
+   * Errors: EINVAL beyond what the width holds.
+   */
   change(first: number, clusters: number, delta: number): Promise<void> {
     return this.#lock.run(async () => {
-      for (let c = first; c < first + clusters; c++) {
-        const count = (await this.get(c)) + delta
-        if (count < 0) continue
-        await this.#set(c, count)
+      let c = first
+      try {
+        for (; c < first + clusters; c++) {
+          const pending = this.#add(c, delta)
+          if (pending !== undefined) await pending
+        }
+      } catch (error) {
+        while (--c >= first) await this.#add(c, -delta)
+        throw error
       }
     })
+  }
+
+  #add(cluster: number, delta: number): MaybePromise<void> {
+    const count = this.peek(cluster)
+    if (count === undefined) return this.#addLater(cluster, delta)
+    if (count + delta >= 0) this.#setNow(cluster, count + delta)
+  }
+
+  async #addLater(cluster: number, delta: number): Promise<void> {
+    const count = (await this.get(cluster)) + delta
+    if (count >= 0) await this.#set(cluster, count)
   }
 
   /** Adds one user to a cluster in use; false when it has none or no more can be counted. */
@@ -237,21 +266,20 @@ export class Refcounts {
   }
 
   async #set(cluster: number, count: number): Promise<void> {
-    if (count > maxRefcount(this.#order)) throw ioError('EINVAL', { op: 'refcount' })
     const index = Math.floor(cluster / this.blockEntries)
-    for (;;) {
-      const offset = this.table[index] ?? 0
-      if (offset === 0)
-        throw new BlockError('CORRUPT_IMAGE', 'A used cluster has no refcount block')
-      const block = this.#cache.peek(offset)
-      if (block === undefined) {
-        await this.#cache.load(offset)
-        continue
-      }
-      this.#store(block, cluster % this.blockEntries, count)
-      if (count === 0 && cluster < this.#hint) this.#hint = cluster
-      return
-    }
+    while (!this.#setNow(cluster, count)) await this.#cache.load(this.table[index] ?? 0)
+  }
+
+  /** Sets a count if its block is cached. */
+  #setNow(cluster: number, count: number): boolean {
+    if (count > maxRefcount(this.#order)) throw ioError('EINVAL', { op: 'refcount' })
+    const offset = this.table[Math.floor(cluster / this.blockEntries)] ?? 0
+    if (offset === 0) throw new BlockError('CORRUPT_IMAGE', 'A used cluster has no refcount block')
+    const block = this.#cache.peek(offset)
+    if (block === undefined) return false
+    this.#store(block, cluster % this.blockEntries, count)
+    if (count === 0 && cluster < this.#hint) this.#hint = cluster
+    return true
   }
 
   get #capacity(): number {

@@ -53,21 +53,24 @@ function keepGoodBlocks(image: Qcow2Image, walk: Walk): void {
 }
 
 async function fixCounts(image: Qcow2Image, walk: Walk): Promise<void> {
-  const clusters = Math.max(walk.counts.length, await lastCounted(image))
-  for (let c = 0; c < clusters; c++) {
-    const truth = walk.counts[c] ?? 0
-    // Beyond the old end only blocks and tables made by this very repair are used.
-    if (c >= walk.counts.length && image.metadata.has(c)) continue
-    if ((await image.refcounts.get(c)) !== truth) await image.refcounts.assign(c, truth)
+  const known = walk.counts.length
+  for (let c = 0; c < known; c++) await fixCount(image, c, walk.counts[c] ?? 0)
+  const { blockEntries } = image.refcounts
+  // Only clusters that a block counts can have a count beyond the end of the file.
+  for (const [index, offset] of [...image.refcounts.table.entries()]) {
+    if (offset === 0) continue
+    const first = Math.max(known, index * blockEntries)
+    for (let c = first; c < (index + 1) * blockEntries; c++) {
+      // Beyond the old end only blocks and tables made by this very repair are used.
+      if (!image.metadata.has(c)) await fixCount(image, c, 0)
+    }
   }
 }
 
-/** One beyond the last cluster that a block counts. */
-async function lastCounted(image: Qcow2Image): Promise<number> {
-  const { table, blockEntries } = image.refcounts
-  for (let index = table.length - 1; index >= 0; index--)
-    if ((table[index] ?? 0) !== 0) return (index + 1) * blockEntries
-  return 0
+async function fixCount(image: Qcow2Image, cluster: number, truth: number): Promise<void> {
+  const { refcounts } = image
+  const count = refcounts.peek(cluster) ?? (await refcounts.get(cluster))
+  if (count !== truth) await refcounts.assign(cluster, truth)
 }
 
 async function fixCopied(image: Qcow2Image, walk: Walk): Promise<void> {

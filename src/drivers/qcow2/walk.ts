@@ -6,6 +6,7 @@
  * - A pointer that is not aligned or leaves the file counts as a corruption and is not followed.
  */
 import type { BlockChild } from '../../block/child.ts'
+import { BITMAP_FLAG, parseTable, tableEntriesFor } from './bitmap-format.ts'
 import {
   AUTOCLEAR,
   COMPRESSED_HI,
@@ -15,6 +16,7 @@ import {
   offsetOf,
   read64,
   viewOf,
+  ZERO_LO,
 } from './format.ts'
 import type { Header } from './header.ts'
 import { hex } from './mapping.ts'
@@ -36,6 +38,9 @@ export interface Walk {
   readonly copied: CopiedEntry[]
   /** Sentences about bad pointers. */
   readonly problems: string[]
+  /** Sentences about what else must not be, and leads nobody astray. */
+  readonly oddities: string[]
+  /** Clusters of what the disk holds now; those of snapshots alone are not among them. */
   allocated: number
   compressed: number
   fragmented: number
@@ -64,6 +69,7 @@ export async function walkImage(
     counts: new Uint32Array(Math.ceil(file.length() / clusterBytes) + 1),
     copied: [],
     problems: [],
+    oddities: [],
     allocated: 0,
     compressed: 0,
     fragmented: 0,
@@ -71,6 +77,9 @@ export async function walkImage(
   countRange(walk, header, 0, clusterBytes)
   await walkL1(walk, file, header, header.l1Offset, header.l1Size, true)
   for (const s of snapshots) await walkL1(walk, file, header, s.l1Offset, s.l1Size, false)
+  for (const [index, { diskBytes }] of snapshots.entries())
+    if (diskBytes === undefined && header.version >= 3)
+      walk.oddities.push(`ERROR snapshot table entry ${index} is incomplete`)
   const last = snapshots.at(-1)
   if (last !== undefined)
     countRange(walk, header, header.snapshotsOffset, last.end - header.snapshotsOffset)
@@ -78,9 +87,9 @@ export async function walkImage(
   return walk
 }
 
-/** Counts the clusters of a range. */
-export function countRange(walk: Walk, header: Header, offset: number, bytes: number): void {
-  if (bytes <= 0) return
+/** Counts the clusters of a range; false when it leaves the file, which is a problem of its own. */
+export function countRange(walk: Walk, header: Header, offset: number, bytes: number): boolean {
+  if (bytes <= 0) return true
   const { clusterBytes } = header.geometry
   const first = Math.floor(offset / clusterBytes)
   const last = Math.floor((offset + bytes - 1) / clusterBytes)
@@ -89,9 +98,10 @@ export function countRange(walk: Walk, header: Header, offset: number, bytes: nu
       'ERROR: counting reference for region exceeding the end of the file by one cluster or more: ' +
         `offset ${hex(offset)} size ${hex(bytes)}`,
     )
-    return
+    return false
   }
   for (let c = first; c <= last; c++) walk.counts[c] = (walk.counts[c] ?? 0) + 1
+  return true
 }
 
 async function walkL1(
@@ -103,12 +113,19 @@ async function walkL1(
   active: boolean,
 ): Promise<void> {
   const { clusterBytes } = header.geometry
-  countRange(walk, header, offset, entries * 8)
+  if (!countRange(walk, header, offset, entries * 8)) return
   const view = viewOf(await readBytes(file, offset, entries * 8))
   for (let index = 0; index < entries; index++) {
     const hi = view.getUint32(index * 8)
-    const table = offsetOf(hi, view.getUint32(index * 8 + 4))
-    if (table === 0) continue
+    const lo = view.getUint32(index * 8 + 4)
+    const table = offsetOf(hi, lo)
+    if ((hi & RESERVED_HI) !== 0 || (lo & RESERVED_LO) !== 0)
+      walk.oddities.push(`ERROR found L1 entry with reserved bits set: ${entryText(hi, lo)}`)
+    if (table === 0) {
+      if (hi !== 0 || lo !== 0)
+        walk.problems.push(`ERROR found L1 entry without a table: ${entryText(hi, lo)}`)
+      continue
+    }
     if (table % clusterBytes !== 0) {
       walk.problems.push(
         `ERROR l2_offset=${table.toString(16)}: Table is not cluster aligned; L1 entry corrupted`,
@@ -135,15 +152,24 @@ async function walkL2(
   for (let at = 0; at < clusterBytes; at += entryBytes) {
     const hi = view.getUint32(at)
     const lo = view.getUint32(at + 4)
+    checkEntry(walk, header, view, at)
     if ((hi & COMPRESSED_HI) !== 0) {
       const place = compressedPlace(hi, lo, clusterBits)
       countRange(walk, header, place.offset, place.bytes)
-      walk.allocated++
-      walk.compressed++
+      // What is compressed lies nowhere in particular.
+      if (active) {
+        walk.allocated++
+        walk.compressed++
+        walk.fragmented++
+      }
       continue
     }
     const host = offsetOf(hi, lo)
-    if (host === 0 || header.dataFile !== undefined) continue
+    if (header.dataFile !== undefined) {
+      if (active && (host !== 0 || (hi & COPIED_HI) !== 0)) walk.allocated++
+      continue
+    }
+    if (host === 0) continue
     if (host % clusterBytes !== 0) {
       walk.problems.push(
         `ERROR offset=${host.toString(16)}: Data cluster is not properly aligned; ` +
@@ -151,18 +177,59 @@ async function walkL2(
       )
       continue
     }
-    walk.allocated++
-    if (next !== 0 && next !== host) walk.fragmented++
+    if (active) walk.allocated++
+    if (active && next !== 0 && next !== host) walk.fragmented++
     next = host + clusterBytes
     countRange(walk, header, host, clusterBytes)
     if (active) noteCopied(walk, header, table + at, host, hi)
   }
 }
 
+/** Bits that must be clear: 56 to 61 in both words' entries, 1 to 8, and bit 0 where it says nothing. */
+const RESERVED_HI = 0x3f000000
+const RESERVED_LO = 0x1ff
+
+function entryText(hi: number, lo: number): string {
+  return ((BigInt(hi >>> 0) << 32n) | BigInt(lo >>> 0)).toString(16)
+}
+
+/** Looks at the bits of an L2 entry that point nowhere. */
+function checkEntry(walk: Walk, header: Header, view: DataView, at: number): void {
+  const { extended } = header.geometry
+  const hi = view.getUint32(at)
+  const lo = view.getUint32(at + 4)
+  if ((hi & COMPRESSED_HI) !== 0) {
+    if ((hi & COPIED_HI) !== 0)
+      walk.oddities.push(
+        `ERROR: ${entryText(hi, lo)}: copied flag must never be set for compressed clusters`,
+      )
+    if (extended && (view.getUint32(at + 8) !== 0 || view.getUint32(at + 12) !== 0))
+      walk.oddities.push('ERROR compressed cluster has non-zero subcluster allocation bitmap')
+    return
+  }
+  const zeroFlag = header.version >= 3 && !extended ? ZERO_LO : 0
+  if ((hi & RESERVED_HI) !== 0 || (lo & RESERVED_LO & ~zeroFlag) !== 0)
+    walk.oddities.push(`ERROR found l2 entry with reserved bits set: ${entryText(hi, lo)}`)
+  if (!extended) return
+  const zero = view.getUint32(at + 8)
+  const allocated = view.getUint32(at + 12)
+  const host = offsetOf(hi, lo)
+  const inside = host !== 0 || header.dataFile !== undefined
+  if (!inside && allocated !== 0)
+    walk.oddities.push('ERROR: Unallocated cluster has non-zero subcluster allocation map')
+  else if ((zero & allocated) !== 0)
+    walk.oddities.push(
+      `ERROR offset=${host.toString(16)}: Allocated cluster has corrupted subcluster ` +
+        'allocation bitmap',
+    )
+}
+
 function noteCopied(walk: Walk, header: Header, at: number, host: number, hi: number): void {
   const cluster = host / header.geometry.clusterBytes
   walk.copied.push({ at, cluster, copied: (hi & COPIED_HI) !== 0 })
 }
+
+const BITMAP_FLAGS = BITMAP_FLAG.IN_USE | BITMAP_FLAG.AUTO | BITMAP_FLAG.EXTRA_DATA_COMPATIBLE
 
 async function walkBitmaps(walk: Walk, file: BlockChild, header: Header): Promise<void> {
   const { clusterBytes } = header.geometry
@@ -171,16 +238,23 @@ async function walkBitmaps(walk: Walk, file: BlockChild, header: Header): Promis
   const extension = viewOf(found.data)
   const bytes = read64(extension, 8)
   const offset = read64(extension, 16)
-  countRange(walk, header, offset, bytes)
+  if (!countRange(walk, header, offset, bytes)) return
   const view = viewOf(await readBytes(file, offset, bytes))
   for (let at = 0; at + 24 <= bytes; ) {
     const table = read64(view, at)
+    const flags = view.getUint32(at + 12)
+    const fitting = tableEntriesFor(header.size, 2 ** view.getUint8(at + 17), clusterBytes)
+    if ((flags & BITMAP_FLAG.IN_USE) === 0 && view.getUint32(at + 8) !== fitting)
+      walk.oddities.push(`ERROR bitmap at ${hex(offset + at)} has a table of a wrong length`)
+    if ((flags & ~BITMAP_FLAGS) !== 0)
+      walk.oddities.push(`ERROR bitmap at ${hex(offset + at)} has unknown flags ${hex(flags)}`)
     const entries = view.getUint32(at + 8)
-    countRange(walk, header, table, entries * 8)
-    const tableView = viewOf(await readBytes(file, table, entries * 8))
-    for (let i = 0; i < entries; i++) {
-      const data = offsetOf(tableView.getUint32(i * 8), tableView.getUint32(i * 8 + 4))
-      if (data !== 0) countRange(walk, header, data, clusterBytes)
+    if (!countRange(walk, header, table, entries * 8)) return
+    const known = parseTable(await readBytes(file, table, entries * 8), clusterBytes, file.length())
+    for (const entry of known) {
+      if (entry === 'damaged')
+        walk.oddities.push(`ERROR bitmap table at ${hex(table)} has an entry that leads nowhere`)
+      else if (typeof entry === 'object') countRange(walk, header, entry.cluster, clusterBytes)
     }
     at += Math.ceil((24 + view.getUint16(at + 18) + view.getUint32(at + 20)) / 8) * 8
   }

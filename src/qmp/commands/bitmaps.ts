@@ -67,6 +67,7 @@ function bitmapOf(graph: BlockGraph, args: JsonObject, member: string): NamedBit
 
 function add(graph: BlockGraph, args: JsonObject): Step {
   const [nodeName, name] = [textOf(args, 'node'), textOf(args, 'name')]
+  if (name === '') throw new BlockError('EINVAL', 'Bitmap name cannot be empty')
   const node = graph.lookup(nodeName, nodeName)
   const granularity = optionalNumber(args, 'granularity')
   node.bitmaps.add({
@@ -104,6 +105,7 @@ function record(bitmap: NamedBitmap, on: boolean): Step {
 function merge(graph: BlockGraph, args: JsonObject): Step {
   const node = textOf(args, 'node')
   const target = bitmapOf(graph, args, 'target')
+  target.checkChangeable()
   const others = listOf(args, 'bitmaps').map((one) => {
     if (typeof one === 'string') return bitmapOf(graph, { node, name: one }, 'name')
     assert(isObject(one), 'the schema demands a name or an object')

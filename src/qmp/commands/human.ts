@@ -10,8 +10,8 @@ import type { JobRegistry } from '../../job/registry.ts'
 import { asBlockError } from '../../util/errors.ts'
 import { blockdevOptions } from '../blockdev-schema.ts'
 import { type CommandTable, command, refuse, textOf } from '../command.ts'
-import { isObject, type JsonObject, type JsonValue } from '../json.ts'
-import { coerce, parseKeyValue } from '../key-value.ts'
+import { isObject } from '../json.ts'
+import { coerce, modernOptions, parseKeyValue } from '../key-value.ts'
 import { int, str, validate } from '../schema.ts'
 import { PROGRAM_VERSION } from '../version.ts'
 import { nodeOptions } from './nodes.ts'
@@ -63,25 +63,9 @@ async function driveAdd(graph: BlockGraph, words: readonly string[]): Promise<vo
   if (flag !== '-n') refuse('drive_add: only nodes can be added (-n)')
   const typed = parseKeyValue(text ?? refuse('drive_add: string expected'))
   if (typed['node-name'] === undefined) refuse("'node-name' needs to be specified")
-  const options = coerce(blockdevOptions, modern(typed))
+  const options = coerce(blockdevOptions, modernOptions(typed))
   if (!isObject(options)) refuse('drive_add: string expected')
   await graph.add(nodeOptions(validate(blockdevOptions, options)))
-}
-
-/** Older spellings: the server of an NBD node side by side, a file without its driver. */
-function modern(options: JsonObject): JsonObject {
-  const entries = Object.entries(options).map(([key, value]): [string, JsonValue] => [
-    key,
-    isObject(value) ? modern(value) : value,
-  ])
-  const { host, port, path, ...rest } = Object.fromEntries(entries)
-  if (options.driver !== 'nbd' || options.server !== undefined) {
-    const all = Object.fromEntries(entries)
-    const plain = all.driver === undefined && all.filename !== undefined
-    return plain ? { driver: 'file', ...all } : all
-  }
-  if (path !== undefined) return { ...rest, server: { type: 'unix', path } }
-  return { ...rest, server: { type: 'inet', host: host ?? '', port: port ?? '10809' } }
 }
 
 async function driveDel(graph: BlockGraph, name: string): Promise<void> {

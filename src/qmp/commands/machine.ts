@@ -9,7 +9,7 @@ import { BlockError } from '../../util/errors.ts'
 import { type CommandTable, command, optionalText, refuse } from '../command.ts'
 import type { JsonObject, JsonValue } from '../json.ts'
 import type { ObjectStore } from '../objects.ts'
-import { bool, int, list, type Members, oneOf, size, str } from '../schema.ts'
+import { bool, int, type Members, oneOf, str } from '../schema.ts'
 
 const ID = '00000000-0000-0000-0000-000000000000'
 const IOTHREAD_NUMBERS = ['poll-max-ns', 'poll-grow', 'poll-shrink', 'aio-max-batch']
@@ -26,13 +26,6 @@ const throttle: Members = {
   ...Object.fromEntries(limits.map((name) => [`${name}_max_length?`, int])),
   'iops_size?': int,
   'group?': str,
-}
-const histogram: Members = {
-  id: str,
-  'boundaries?': list(size),
-  'boundaries-read?': list(size),
-  'boundaries-write?': list(size),
-  'boundaries-flush?': list(size),
 }
 
 /** The commands. */
@@ -52,7 +45,6 @@ export function machineCommands(objects: ObjectStore): CommandTable {
       noDevice,
     ),
     block_set_io_throttle: command(throttle, noDevice),
-    'block-latency-histogram-set': command(histogram, noDevice),
   }
 }
 

@@ -6,6 +6,7 @@
  * - An export is gone, and `BLOCK_EXPORT_DELETED` sent, before the command that removed it answers.
  */
 import type { BlockGraph } from '../../block/graph.ts'
+import type { TlsServerOptions } from '../../nbd/tls.ts'
 import { assert, BlockError } from '../../util/errors.ts'
 import { socketAddressLegacy } from '../blockdev-schema.ts'
 import {
@@ -18,9 +19,9 @@ import {
   refuse,
   textOf,
 } from '../command.ts'
-import { isObject, type JsonObject } from '../json.ts'
+import { isObject, type JsonObject, type JsonValue } from '../json.ts'
 import type { ObjectStore } from '../objects.ts'
-import { bool, list, oneOf, type Schema, str, uint32, union } from '../schema.ts'
+import { alternate, bool, list, oneOf, type Schema, str, uint32, union } from '../schema.ts'
 import type { ExportService, ServerAddress } from '../services.ts'
 import { bitmapRef } from './bitmaps.ts'
 
@@ -33,7 +34,8 @@ const exportAdd = union(
     type: oneOf('nbd', 'vhost-user-blk', 'fuse', 'vduse-blk'),
     id: str,
     'fixed-iothread?': bool,
-    'iothread?': str,
+    // Named by what the monitor says of anything that is neither.
+    'iothread?': alternate('string', str, list(str)),
     'node-name': str,
     'writable?': bool,
     'writethrough?': bool,
@@ -64,9 +66,10 @@ export function nbdCommands(
         'max-connections?': uint32,
       },
       (args) => {
-        const creds = optionalText(args, 'tls-creds')
-        if (creds !== undefined) refuse(`No TLS credentials with id '${creds}'`)
-        return exports.startServer(serverAddress(args), optionalNumber(args, 'max-connections'))
+        // Said before anything of the credentials.
+        if (exports.running) throw new BlockError('EBUSY', 'NBD server already running')
+        const most = optionalNumber(args, 'max-connections')
+        return exports.startServer(serverAddress(args), most, serverTls(objects, args))
       },
     ),
     'nbd-server-add': command(
@@ -87,6 +90,15 @@ export function nbdCommands(
 
 function modeOf(args: JsonObject): 'safe' | 'hard' {
   return optionalText(args, 'mode') === 'hard' ? 'hard' : 'safe'
+}
+
+function serverTls(objects: ObjectStore, args: JsonObject): TlsServerOptions | undefined {
+  const id = optionalText(args, 'tls-creds')
+  if (id === undefined) return undefined
+  const credentials = objects.credentials(id, 'server')
+  const rules = optionalText(args, 'tls-authz')
+  if (rules === undefined) return { credentials }
+  return { credentials, authorize: (identity) => objects.authorizes(rules, identity) }
 }
 
 function serverAddress(args: JsonObject): ServerAddress {
@@ -147,10 +159,7 @@ async function exportAddCommand(
 ): Promise<void> {
   const type = textOf(args, 'type')
   if (type !== 'nbd') throw new BlockError('ENOTSUP', `No driver found for export type ${type}`)
-  const iothread = optionalText(args, 'iothread')
-  // Every request runs on the main thread, so the name has only to be right.
-  if (iothread !== undefined && !objects.has(iothread, 'iothread'))
-    refuse(`iothread "${iothread}" not found`)
+  checkIothread(objects, args.iothread)
   const nodeName = textOf(args, 'node-name')
   await exports.add({
     id: textOf(args, 'id'),
@@ -163,6 +172,21 @@ async function exportAddCommand(
     exclusive: flagOf(args, 'x-exclusive'),
     bitmaps: listOf(args, 'bitmaps').map((bitmap) => bitmapName(nodeName, bitmap)),
   })
+}
+
+/** Every request runs on the main thread, so the name has only to be right, and there is one. */
+function checkIothread(objects: ObjectStore, iothread: JsonValue | undefined): void {
+  const named = (name: JsonValue): boolean => objects.has(String(name), 'iothread')
+  if (Array.isArray(iothread)) {
+    const list = "Invalid parameter type for 'iothread', expected: string"
+    const stranger = iothread.find((name) => !named(name))
+    if (stranger !== undefined) refuse(`${list}; iothread "${String(stranger)}" not found`)
+    if (iothread.length === 0) refuse(`${list}, got an empty list`)
+    if (iothread.length === 1) refuse(`${list}; an NBD export takes no list of iothreads`)
+    refuse(`${list}; NBD exports do not support multiple iothreads`)
+  } else if (iothread !== undefined && !named(iothread)) {
+    refuse(`iothread "${String(iothread)}" not found`)
+  }
 }
 
 function bitmapName(

@@ -9,7 +9,18 @@ import { BlockError } from '../../util/errors.ts'
 import { type CommandTable, command, textOf } from '../command.ts'
 import { isObject, type JsonObject } from '../json.ts'
 import type { ObjectStore } from '../objects.ts'
-import { alternate, any, bool, int, type Members, oneOf, str, struct, union } from '../schema.ts'
+import {
+  alternate,
+  any,
+  bool,
+  int,
+  list,
+  type Members,
+  oneOf,
+  str,
+  struct,
+  union,
+} from '../schema.ts'
 
 const kinds = ['iops-total', 'iops-read', 'iops-write', 'bps-total', 'bps-read', 'bps-write']
 
@@ -22,6 +33,17 @@ export const throttleLimits: Members = Object.fromEntries([
   ]),
   ['iops-size?', int],
 ])
+
+const tlsCredentials: Members = {
+  'verify-peer?': bool,
+  'dir?': str,
+  'endpoint?': oneOf('client', 'server'),
+  'priority?': str,
+  'loaded?': bool,
+}
+
+const policy = oneOf('deny', 'allow')
+const authorizationRule = struct({ match: str, policy, 'format?': oneOf('exact', 'glob') })
 
 /** Kinds with members that are checked. */
 const VARIANTS: Readonly<Record<string, Members>> = {
@@ -42,12 +64,20 @@ const VARIANTS: Readonly<Record<string, Members>> = {
     'data?': str,
     'file?': str,
   },
+  'tls-creds-x509': {
+    ...tlsCredentials,
+    'sanity-check?': bool,
+    'passwordid?': str,
+  },
+  'tls-creds-psk': { ...tlsCredentials, 'username?': str },
+  'tls-creds-anon': tlsCredentials,
+  'authz-simple': { identity: str },
+  'authz-list': { 'policy?': policy, 'rules?': list(authorizationRule) },
 }
 
 /** Kinds that replication scripts make around a disk and that concern only networks. */
 export const RECORDED_KINDS: readonly string[] = [
   ...['filter-mirror', 'filter-redirector', 'filter-rewriter', 'filter-drop', 'colo-compare'],
-  ...['authz-list', 'authz-simple'],
 ]
 
 // Older scripts put the options of a kind into `props`.
@@ -88,8 +118,15 @@ export function objectCommands(objects: ObjectStore, graph: BlockGraph): Command
 // Which thread answers a node is not the user's to choose here, so the choice is only checked.
 function setIothread(objects: ObjectStore, graph: BlockGraph, args: JsonObject): void {
   const name = textOf(args, 'node-name')
-  if (graph.find(name) === undefined) {
+  const node = graph.find(name)
+  if (node === undefined) {
     throw new BlockError('EINVAL', `Failed to find node with node-name='${name}'`, { node: name })
+  }
+  if (node.hasBackend && args.force !== true) {
+    const words =
+      `Node ${name} is associated with a BlockBackend and could be in use ` +
+      '(use force=true to override this check)'
+    throw new BlockError('EBUSY', words, { node: name })
   }
   const { iothread } = args
   if (typeof iothread !== 'string' || objects.has(iothread, 'iothread')) return

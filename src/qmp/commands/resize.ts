@@ -15,7 +15,6 @@ import { refuse } from '../command.ts'
 /** Gives the node another length in bytes. Errors: EINVAL, ENOTSUP, EBUSY, EPERM, the driver's. */
 export async function resizeNode(graph: BlockGraph, node: BlockNode, size: number): Promise<void> {
   if (size < 0) refuse("Parameter 'size' expects a >0 size")
-  if (size % 512 !== 0) refuse('The new size must be a multiple of 512')
   if (node.blockers.reason('resize') !== undefined) {
     throw new BlockError('EBUSY', `Device '${node.name}' is in use`, { node: node.name })
   }

@@ -6,10 +6,10 @@
  * - A node under an overlay is read-only unless somebody still writes it.
  */
 
-import type { BlockdevOptions } from '../../block/driver.ts'
+import { type BlockdevOptions, PERM } from '../../block/driver.ts'
 import type { BlockGraph } from '../../block/graph.ts'
-import { checkFreeName } from '../../block/names.ts'
 import type { BlockNode } from '../../block/node.ts'
+import { cumulative } from '../../block/permissions.ts'
 import { createQcow2 } from '../../drivers/qcow2/create.ts'
 import { BlockError } from '../../util/errors.ts'
 import { type CommandTable, command, optionalText, refuse, textOf } from '../command.ts'
@@ -57,7 +57,10 @@ export function snapshotCommands(graph: BlockGraph): CommandTable {
 
 /** Users of `node` move onto `overlay`, which gets `node` as its backing image. */
 async function putOver(graph: BlockGraph, node: BlockNode, overlay: BlockNode): Promise<Step> {
-  if (overlay.parents.size > 0) refuse('The overlay is already in use')
+  if ((cumulative(overlay).perm & PERM.CONSISTENT_READ) !== 0) {
+    refuse('The overlay is already in use')
+  }
+  if (overlay.definition.kind === 'filter') refuse('Filters cannot be used as overlays')
   if (overlay.definition.supportsBacking !== true) {
     refuse('The overlay does not support backing images')
   }
@@ -102,15 +105,14 @@ async function snapshotSync(graph: BlockGraph, args: JsonObject): Promise<Step> 
   const nodeName = optionalText(args, 'node-name')
   const node = graph.lookup(optionalText(args, 'device'), nodeName)
   const name = optionalText(args, 'snapshot-node-name')
-  if (nodeName !== undefined && name === undefined) refuse('New overlay node-name missing')
   node.blockers.check('external-snapshot', node.name)
+  if (nodeName !== undefined && name === undefined) refuse('New overlay node-name missing')
   if (name !== undefined && graph.find(name) !== undefined) {
     refuse('New overlay node-name already in use')
   }
-  checkFreeName(graph, name)
   const format = optionalText(args, 'format') ?? 'qcow2'
   const filename = textOf(args, 'snapshot-file')
-  checkFormat(graph, format)
+  if (optionalText(args, 'mode') !== 'existing') checkFormat(graph, format)
   if (optionalText(args, 'mode') !== 'existing' && filename === nodeFilename(node)) {
     refuse('Error: Trying to create an image with the same filename as the backing file')
   }
@@ -120,13 +122,14 @@ async function snapshotSync(graph: BlockGraph, args: JsonObject): Promise<Step> 
     driver: format,
     file: { driver: 'file', filename },
     backing: null,
+    'read-only': node.readOnly,
     ...(name === undefined ? {} : { 'node-name': name }),
     ...(node.options.cache === undefined ? {} : { cache: node.options.cache }),
   })
   return adoptOverlay(graph, node, overlay)
 }
 
-/** The overlay is held by those who used the node; without any it belongs to the user. */
+/** The overlay is held by those who used the node alone: without any it closes at once. */
 async function adoptOverlay(graph: BlockGraph, node: BlockNode, overlay: BlockNode): Promise<Step> {
   let step: Step
   try {
@@ -139,8 +142,8 @@ async function adoptOverlay(graph: BlockGraph, node: BlockNode, overlay: BlockNo
   return {
     commit: async () => {
       await step.commit?.()
-      if (overlay.parents.size === 0) overlay.monitorOwned = true
-      else graph.unref(overlay)
+      graph.unref(overlay)
+      await graph.settled()
     },
     undo: async () => {
       await step.undo()
@@ -152,18 +155,19 @@ async function adoptOverlay(graph: BlockGraph, node: BlockNode, overlay: BlockNo
 
 function checkFormat(graph: BlockGraph, format: string): void {
   const definition = graph.drivers.get(format)
-  if (definition === undefined || definition.kind !== 'format') {
-    refuse(`Unknown file format '${format}'`)
-  }
-  if (definition.supportsBacking !== true) {
+  if (definition === undefined) refuse(`Unknown file format '${format}'`)
+  if (definition.supportsBacking === true) return
+  if (['file', 'raw'].includes(format)) {
     refuse(`Backing file not supported for file format '${format}'`)
   }
+  refuse(`Format driver '${format}' does not support image creation`)
 }
 
 /** An image that is open must not be written over. */
 export function checkUnused(graph: BlockGraph, filename: string): void {
   for (const node of graph.nodes()) {
     if (node.definition.kind !== 'protocol' || node.driver?.filename?.() !== filename) continue
+    if (node.options.locking === 'off') continue
     throw new BlockError('EBUSY', 'Failed to get "write" lock', { node: node.name })
   }
 }
@@ -182,24 +186,23 @@ async function createOverlay(node: BlockNode, format: string, filename: string):
 async function changeBackingFile(graph: BlockGraph, args: JsonObject): Promise<void> {
   const device = textOf(args, 'device')
   const root = graph.lookup(device, device)
-  const image = graph.lookup(undefined, textOf(args, 'image-node-name'))
   if (!root.isRootNode) refuse('Need a root block node')
-  const backing = image.child('backing')
-  if (backing === undefined) {
+  const image = graph.lookup(undefined, textOf(args, 'image-node-name'))
+  const below = image.chainNext
+  if (below === undefined) {
     refuse('not allowing backing file change on an image without a backing file')
   }
   if (!isInChain(root, image)) refuse(`'${device}' and image file are not in the same chain`)
-  const driver = image.needDriver()
-  if (driver.changeBackingFile === undefined) {
-    throw new BlockError('ENOTSUP', 'Could not change backing file: Operation not supported', {
-      node: image.name,
-    })
-  }
+  const name = textOf(args, 'backing-file')
   const { readOnly } = image
   if (readOnly) await graph.setReadOnly(image, false)
   try {
-    const name = textOf(args, 'backing-file')
-    const format = backing.node.definition.name
+    const driver = image.needDriver()
+    if (driver.changeBackingFile === undefined) {
+      const words = `Could not change backing file to '${name}': Operation not supported`
+      throw new BlockError('ENOTSUP', words, { node: image.name })
+    }
+    const format = below.definition.name
     // Longer than an image can hold: the same words as for any other refusal of the format.
     if (Buffer.byteLength(name) > MOST_NAME_BYTES) {
       refuse(`Could not change backing file to '${name}': Invalid argument`)

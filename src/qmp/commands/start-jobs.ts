@@ -10,6 +10,7 @@ import { startCommit } from '../../job/commit.ts'
 import type { OnError } from '../../job/policy.ts'
 import { startMirror } from '../../job/start-mirror.ts'
 import { startStream } from '../../job/start-stream.ts'
+import { withoutFilters } from '../../job/stream.ts'
 import type { Transaction } from '../../job/transaction.ts'
 import { BlockError } from '../../util/errors.ts'
 import {
@@ -128,7 +129,15 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
   if (!root.isRootNode) refuse('Need a root block node')
   root.blockers.check('commit-source', root.name)
   const { top, base } = commitEnds(graph, root, args)
-  const active = top === root
+  // A filter over the image in use changes nothing of what is committed.
+  const active = withoutFilters(top) === withoutFilters(root)
+  if (withoutFilters(top) === withoutFilters(base)) {
+    refuse(
+      active
+        ? "Can't mirror node into itself"
+        : 'Invalid files for merge: top and base are the same',
+    )
+  }
   const given = optionalText(args, 'backing-file')
   if (active && given !== undefined) {
     refuse("'backing-file' specified, but 'top' is the active layer")
@@ -136,7 +145,7 @@ async function blockCommit(services: MonitorServices, args: JsonObject): Promise
   for (const node of chainOf(top, base)) node.blockers.check('commit-target', node.name)
   await startCommit(graph, jobs, pool, {
     jobId: jobIdOf(args),
-    device: root,
+    device: active ? top : root,
     top,
     base,
     backingFile: given ?? imageName(base),
@@ -160,6 +169,7 @@ async function blockStream(services: MonitorServices, args: JsonObject): Promise
     jobId: jobIdOf(args),
     top: ends.top,
     bottom: ends.bottom,
+    above: ends.bottom === undefined ? undefined : ends.walked.at(-1),
     backingFile,
     nameOf: imageName,
     ...commonOptions(args),

@@ -211,14 +211,17 @@ describe('scenario / reopen / graph', () => {
     await s.reopen({ ...options[1], backing: 'hd2' })
     await s.reopen({ ...options[0], backing: 'hd1' })
     await s.add({ driver: 'quorum', 'node-name': 'q', children: ['hd0'], 'vote-threshold': 1 })
-    const before = await s.nodes()
+    // What lies in caches is written before a reopen, refused or not.
+    const shown = async () =>
+      JSON.stringify(await s.nodes(), (key, value) => (key === 'actual-size' ? 0 : value))
+    const before = await shown()
     for (const [i, backing] of [
       [2, 'hd1'],
       [1, 'hd1'],
       [2, 'q'],
     ] as const)
       expect(await s.reopenRefused({ ...options[i], backing })).toContain('would create a cycle')
-    expect(await s.nodes()).toEqual(before)
+    expect(await shown()).toEqual(before)
   })
 
   it('scenario / reopen / O14 another node over the same file takes the place of the file child', async () => {

@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it } from 'vitest'
-import type { BlockBackend } from '../../../src/block/backend.ts'
-import type { DriverDefinition } from '../../../src/block/driver.ts'
+import { BlockBackend } from '../../../src/block/backend.ts'
+import { type DriverDefinition, PERM } from '../../../src/block/driver.ts'
 import { blkverifyDriver } from '../../../src/drivers/blkverify.ts'
 import { compressDriver } from '../../../src/drivers/compress.ts'
 import { copyBeforeWriteDriver } from '../../../src/drivers/copy-before-write.ts'
@@ -139,6 +139,26 @@ describe('drivers / copy-on-read', () => {
     held.hold.open()
     await Promise.all([read, write])
     expect([await first(disk, 5000), await first(disk, 5010)]).toEqual([9, 0])
+  })
+
+  it('drivers / copy-on-read / a writer beside the filter waits for a copy, too', async () => {
+    const held = new HeldDriver()
+    const b = fresh(held.definition)
+    await b.graph.add(memory('base'))
+    await b.graph.add(memory('top', { backing: { driver: 'held', file: 'base' } }))
+    const { disk } = await b.open({ driver: 'copy-on-read', 'node-name': 'c', file: 'top' })
+    const beside = await BlockBackend.create(b.graph, b.graph.lookup(undefined, 'top'), {
+      perm: PERM.CONSISTENT_READ | PERM.WRITE,
+      shared: PERM.ALL,
+    })
+    held.hold = latch()
+    const read = disk.pread(4096, new Uint8Array(100))
+    while (held.counts.read === 0) await Promise.resolve()
+    const write = beside.pwrite(5000, bytes(10, 9))
+    held.hold.open()
+    await Promise.all([read, write])
+    expect([await first(disk, 5000), await first(disk, 5010)]).toEqual([9, 0])
+    await beside.close()
   })
 
   it('drivers / copy-on-read / a copy never replaces what is being written', async () => {

@@ -155,4 +155,45 @@ test('job / copier / two on one disk without claims: the check sees what they lo
   let wrong = 0
   for (let i = 0; i < 50 && wrong === 0; i++) wrong += await race(new Random(i), undefined)
   expect(wrong).toBeGreaterThan(0)
+}, 60_000)
+
+test('job / copier / what is taken and not yet done counts as in flight', async () => {
+  const seen: number[] = []
+  const dirty = DirtyBitmap.create(4 * MIB, 65536)
+  dirty.setRange(MIB, 65536)
+  const to = slowDisk(pattern(0, 4 * MIB), async () => {
+    seen.push(words.inFlight, dirty.dirtyBytes, words.done)
+  })
+  const { copier: one, words } = copier(dirty, slowDisk(pattern(1, 4 * MIB)), to)
+  await one.round(ALL)
+  expect(seen).toEqual([65536, 0, 0])
+  expect([words.inFlight, words.done]).toEqual([0, 65536])
+})
+
+test('job / copier / a body that was told to rest or to end while it worked does not sleep', async () => {
+  const words = JobWords.create()
+  const control = new BodyControl(words, new HostClock())
+  words.paused = true
+  await control.sleep(2 ** 31)
+  words.paused = false
+  words.cancel()
+  await control.sleep(2 ** 31)
+})
+
+test('job / copier / a pause that meets a slow piece does not wait for the next one', async () => {
+  const dirty = DirtyBitmap.create(4 * MIB, 65536)
+  dirty.setAll()
+  const to = slowDisk(pattern(0, 4 * MIB), async () => {
+    // The message of the pause arrives while the piece is on its way.
+    words.paused = true
+    control.wake()
+  })
+  const { copier: one, words, control } = copier(dirty, slowDisk(pattern(1, 4 * MIB)), to)
+  words.speed = 1
+  const round = control.work(() => one.round(ALL))
+  await until(() => words.done > 0)
+  await control.pause()
+  words.cancel()
+  control.wake()
+  expect(await round).toEqual({ kind: 'cancelled' })
 })

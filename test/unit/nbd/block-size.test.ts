@@ -9,7 +9,13 @@ function ask(alignment: number, option: number, infos: number[]) {
   const disk = new FakeDisk(1 << 20)
   disk.requestAlignment = alignment
   const exp = { name: 'a', backend: disk, readOnly: false }
-  const host = { closing: false, multiConn: true, find: () => exp, exports: () => [exp] }
+  const host = {
+    closing: false,
+    needsTls: false,
+    multiConn: true,
+    find: () => exp,
+    exports: () => [exp],
+  }
   const sent: Buffer[] = []
   const shake = new Handshake(host, (bytes) => void sent.push(bytes))
   shake.feed(Buffer.from([0, 0, 0, 3]))

@@ -13,7 +13,7 @@ interface Reply {
 }
 
 /** A handshake with its flags sent; `say` feeds an option and gives the parsed replies. */
-function setup({ clientFlags = 3, closing = false } = {}) {
+function setup({ clientFlags = 3, closing = false, needsTls = false } = {}) {
   const disk = new FakeDisk(1 << 20)
   const bitmap = { nextDirty: () => undefined }
   const exports: NbdExport[] = [
@@ -29,6 +29,7 @@ function setup({ clientFlags = 3, closing = false } = {}) {
   ]
   const host = {
     closing,
+    needsTls,
     multiConn: true,
     find: (name: string) => exports.find((exp) => exp.name === name),
     exports: () => exports,
@@ -117,7 +118,11 @@ test('nbd / handshake / wrong options are refused with these words', () => {
   )
   const trailing = Buffer.concat([infoData('a', []), Buffer.from('x')])
   const inconsistent = 'ERR_INVALID: Inconsistent lengths in option info'
-  expect(answer(INFO, trailing)).toBe(inconsistent)
+  const tooLong = "ERR_INVALID: option 'info' has unexpected length"
+  expect(answer(INFO, trailing)).toBe(tooLong)
+  const long = `${'n'.repeat(80)}...`
+  expect(answer(INFO, infoData('n'.repeat(100), []))).toContain(`export '${long}' not present`)
+  expect(answer(EXTENDED_HEADERS)).toBe('ERR_UNSUP: Unsupported option 11 (<unknown>)')
   expect(answer(INFO, lengthPrefixed('a'))).toBe(inconsistent)
   expect(answer(INFO, Buffer.from('abc'))).toBe(inconsistent)
   expect(answer(INFO, Buffer.from([0, 0, 0, 9, 65]))).toBe(inconsistent)
@@ -175,6 +180,7 @@ test('nbd / handshake / metadata contexts are listed, selected and bound to thei
     'qemu:allocation-depth',
     'qemu:dirty-bitmap:b',
   ])
+  expect(names(LIST_META_CONTEXT, 'deep', ['q'.repeat(5000)])).toEqual([])
   expect(names(LIST_META_CONTEXT, 'deep', ['qemu:'])).toHaveLength(2)
   expect(names(LIST_META_CONTEXT, 'deep', ['qemu:dirty-bitmap:'])).toHaveLength(1)
   expect(answer(STRUCTURED_REPLY)).toBe('ACK')
@@ -207,4 +213,22 @@ test('nbd / handshake / a closing server refuses everything but abort', () => {
   const { answer, say } = setup({ closing: true })
   expect(answer(LIST)).toMatch(/^ERR_SHUTDOWN/)
   expect(say(ABORT).replies.at(-1)?.type).toBe(NBD_REP.ACK)
+})
+
+test('nbd / handshake / before TLS nothing else is said, and what came before it does not count', () => {
+  const { say, answer, raw } = setup({ needsTls: true })
+  const needed = 'ERR_TLS_REQD: Option 0x'
+  for (const option of [ABORT, LIST, INFO, GO, STRUCTURED_REPLY, 99]) {
+    expect(answer(option)).toBe(`${needed}${option.toString(16)} not permitted before TLS`)
+  }
+  expect(answer(LIST, Buffer.alloc(2 << 20))).toBe(`${needed}3 not permitted before TLS`)
+  expect(answer(STARTTLS, Buffer.from('x'))).toMatch(/^ERR_INVALID/)
+  const begun = raw(Buffer.concat([optionRequest(STARTTLS), Buffer.from('hello')]))
+  expect(begun.outcome).toEqual({ kind: 'tls', rest: Buffer.from('hello') })
+  expect(parse(begun.sent).map(({ type }) => type)).toEqual([NBD_REP.ACK])
+  expect(answer(STARTTLS)).toBe('ERR_INVALID: TLS already enabled')
+  expect(answer(STRUCTURED_REPLY)).toBe('ACK')
+  expect(say(GO, infoData('a', [])).outcome.kind).toBe('enter')
+  const named = setup({ needsTls: true })
+  expect(named.say(EXPORT_NAME, Buffer.from('a')).outcome.kind).toBe('drop')
 })

@@ -11,6 +11,7 @@ import { AioContext } from '../../../src/aio/aio-context.ts'
 import type { NbdAddress } from '../../../src/nbd/address.ts'
 import type { NbdExport } from '../../../src/nbd/export.ts'
 import { NbdServer } from '../../../src/nbd/server.ts'
+import type { TlsServerOptions } from '../../../src/nbd/tls.ts'
 import { FakeDisk } from './fake-disk.ts'
 
 export interface Served {
@@ -23,13 +24,20 @@ export interface Served {
 }
 
 export async function serve(
-  options: { size?: number; max?: number; exp?: Partial<NbdExport>; handshakeMs?: number } = {},
+  options: {
+    size?: number
+    max?: number
+    exp?: Partial<NbdExport>
+    handshakeMs?: number
+    tls?: TlsServerOptions
+  } = {},
 ): Promise<Served> {
   const dir = mkdtempSync(join(tmpdir(), 'blockstep-nbd-'))
   const ctx = new AioContext()
   const server = new NbdServer({
     ctx,
     ...(options.max === undefined ? {} : { maxConnections: options.max }),
+    ...(options.tls === undefined ? {} : { tls: options.tls }),
     ...(options.handshakeMs === undefined ? {} : { handshakeMs: options.handshakeMs }),
   })
   const disk = new FakeDisk(options.size ?? 1 << 20)

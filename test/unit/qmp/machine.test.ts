@@ -49,8 +49,8 @@ describe('qmp / machine', () => {
     await rig.run('blockdev-add', { driver: 'raw', 'node-name': 'r', file: 'a' })
     expect(await rig.run('query-blockstats')).toEqual([])
     expect(await rig.run('query-blockstats', { 'query-nodes': true })).toMatchObject([
-      { 'node-name': 'r', stats: { rd_bytes: 0 }, parent: { 'node-name': 'a' } },
       { 'node-name': 'a', stats: { wr_operations: 0, timed_stats: [] } },
+      { 'node-name': 'r', stats: { rd_bytes: 0 }, parent: { 'node-name': 'a' } },
     ])
   })
 

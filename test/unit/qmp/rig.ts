@@ -6,6 +6,7 @@
  */
 import { AioContext } from '../../../src/aio/aio-context.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
+import { makeNbdDriver } from '../../../src/drivers/nbd.ts'
 import { ThrottleGroups } from '../../../src/drivers/throttle.ts'
 import { jobRegistry } from '../../../src/job/host.ts'
 import { WorkerPool } from '../../../src/job/pool.ts'
@@ -45,6 +46,9 @@ export class Rig {
   readonly colo: ColoSession
 
   constructor() {
+    const objects = new ObjectStore(objectKinds(new ThrottleGroups(this.graph.ctx)))
+    const nbd = makeNbdDriver((id) => objects.credentials(id, 'client'))
+    this.graph.drivers.set(nbd.name, nbd)
     const runState = new RunState(this.graph.events)
     const { clock } = this.graph.ctx
     const replication: ReplicationControl = {
@@ -66,7 +70,7 @@ export class Rig {
       exports: this.exports,
       replication,
       colo: this.colo,
-      objects: new ObjectStore(objectKinds(new ThrottleGroups(this.graph.ctx))),
+      objects,
       runState,
       quit: () => void this.calls.push('quit'),
     })

@@ -179,12 +179,19 @@ describe('qmp / snapshots', () => {
     )
   })
 
-  test('qmp / snapshots / without a user the overlay belongs to whoever made it', async () => {
+  test('qmp / snapshots / without a user the overlay is gone at once', async () => {
     await image('a')
     expect(await sync({})).toBe('accepted')
-    await run('blockdev-del', { 'node-name': 's' })
+    expect(rig.graph.find('s')).toBeUndefined()
+    expect(fs.readdirSync(dir)).toEqual(['a', 's'])
     await run('blockdev-del', { 'node-name': 'a' })
     expect(rig.graph.nodes()).toEqual([])
+  })
+
+  test('qmp / snapshots / a name that may not be is found out after the file was made', async () => {
+    await image('a')
+    expect(await sync({ 'snapshot-node-name': '5s' })).toBe("Invalid node-name: '5s'")
+    expect(fs.readdirSync(dir)).toEqual(['a', 's'])
   })
 
   test('qmp / snapshots / wrong arguments make no file', async () => {
@@ -192,9 +199,12 @@ describe('qmp / snapshots', () => {
     const noName = { 'node-name': 'a', 'snapshot-file': join(dir, 's') }
     expect(await refused('blockdev-snapshot-sync', noName)).toBe('New overlay node-name missing')
     expect(await sync({ 'snapshot-node-name': 'a' })).toBe('New overlay node-name already in use')
-    expect(await sync({ 'snapshot-node-name': '5s' })).toBe("Invalid node-name: '5s'")
     expect(await sync({ format: 'zz' })).toBe("Unknown file format 'zz'")
     expect(await sync({ format: 'raw' })).toBe("Backing file not supported for file format 'raw'")
+    expect(await sync({ format: 'file' })).toBe("Backing file not supported for file format 'file'")
+    expect(await sync({ format: 'quorum' })).toBe(
+      "Format driver 'quorum' does not support image creation",
+    )
     expect(await sync({ 'node-name': 'zz' })).toBe("Cannot find device='' nor node-name='zz'")
     expect(await sync({ 'snapshot-file': join(dir, 'a') })).toBe(
       'Error: Trying to create an image with the same filename as the backing file',

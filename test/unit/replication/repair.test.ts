@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { BlockError, ioError } from '../../../src/util/errors.ts'
 import { fill, guest, latch, patternOf } from '../../support/graph.ts'
 import { DISK_BYTES, memory, replicationWorld, secondary } from '../../support/replication.ts'
@@ -62,6 +62,35 @@ describe('replication / primary / resync', () => {
     await Promise.all([sync, late])
     expect(disk.data.subarray(0, K64).every((b) => b === 0x23)).toBe(true)
     world.registry.getErrorAll()
+  })
+
+  it('replication / primary / resync / a write that waits for its last pass is not called missing', async () => {
+    const disk = new TestDisk(DISK_BYTES)
+    const { world, own, write } = await primaryOver(disk)
+    await using _ = world
+    disk.failNext.set('write', ioError('EIO'))
+    await write(0x22, 5 * K64, K64)
+    const [first, last] = [latch(), latch()]
+    disk.log.length = 0
+    disk.hold.set('write', first)
+    const sync = world.registry.resync('p', own)
+    await vi.waitUntil(() => disk.log.some(([, offset]) => offset === 5 * K64))
+    // Behind the first pass, so that the last one has something to send.
+    const early = write(0x23, 2 * K64, K64)
+    await vi.waitUntil(() => world.registry.list()[0]?.missingBytes === K64)
+    disk.hold.set('write', last)
+    first.open()
+    await vi.waitUntil(() => own.gate.quiesceCount > 0)
+    const late = write(0x24, 7 * K64, K64)
+    last.open()
+    disk.hold.delete('write')
+    await Promise.all([sync, early])
+    world.registry.getErrorAll()
+    await late
+    world.registry.getErrorAll()
+    expect(world.registry.list()[0]).toMatchObject({ missingBytes: 0, forwardFailures: 0 })
+    expect(disk.data.subarray(7 * K64, 8 * K64).every((byte) => byte === 0x24)).toBe(true)
+    expect(disk.data.subarray(2 * K64, 3 * K64).every((byte) => byte === 0x23)).toBe(true)
   })
 
   it('replication / primary / resync / a failed resync keeps what is left and can be repeated', async () => {
