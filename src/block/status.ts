@@ -77,7 +77,8 @@ export interface ChainStatus {
 const RAW_DEPTH_LIMIT = 64
 
 /**
- * Follows RAW answers down to whoever knows whether the range is data or zero. `undecided`: that is an overlay which holds nothing there, and what shows is below it.
+ * Follows RAW answers down to whoever knows whether the range is data or zero. `undecided`: that is an
+ * overlay which holds nothing there, and what shows is below it.
  */
 async function resolveRaw(status: BlockStatus): Promise<BlockStatus & { undecided: boolean }> {
   let now = status

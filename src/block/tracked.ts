@@ -8,9 +8,10 @@
  */
 
 import type { CoroutineIdentity } from '../aio/coroutine-handle.ts'
+import { type Linked, LinkedList } from '../util/linked-list.ts'
 
 /** One request on its way. */
-export interface TrackedRequest {
+export interface TrackedRequest extends Linked<TrackedRequest> {
   /** The coroutine that made it, when it was made in a coroutine's turn. */
   readonly by: CoroutineIdentity | undefined
   readonly offset: number
@@ -30,7 +31,7 @@ interface Turns {
 export class TrackedRequests {
   /** How many of them exclude others. */
   serialising = 0
-  readonly #live = new Set<TrackedRequest>()
+  readonly #live = new LinkedList<TrackedRequest>()
   readonly #turns: Turns
 
   /** `turns`: the context that the node's requests are made in. */
@@ -52,6 +53,8 @@ export class TrackedRequests {
       serialising,
       waiting: false,
       waiters: undefined,
+      previous: undefined,
+      next: undefined,
     }
     if (serialising) this.serialising++
     this.#live.add(request)
@@ -69,7 +72,7 @@ export class TrackedRequests {
 
   /** Ends a request and wakes whoever waits for it. */
   remove(request: TrackedRequest): void {
-    this.#live.delete(request)
+    this.#live.remove(request)
     if (request.serialising) this.serialising--
     const waiters = request.waiters
     request.waiters = undefined
@@ -91,7 +94,7 @@ export class TrackedRequests {
   }
 
   #conflict(self: TrackedRequest): TrackedRequest | undefined {
-    for (const other of this.#live) {
+    for (let other = this.#live.first; other !== undefined; other = other.next) {
       if (other === self || other.waiting) continue
       if (!other.serialising && !self.serialising) continue
       if (other.offset < self.end && self.offset < other.end) return other

@@ -17,6 +17,7 @@ import { NBD_CMD, NBD_REQUEST_BYTES } from './constants.ts'
 import { type InputTaker, takeInput } from './input.ts'
 import { Output } from './output.ts'
 import { type AwaitedReply, type ReplyHost, ReplyParser } from './reply-parser.ts'
+import { ReplySlots } from './reply-slots.ts'
 import type { TlsClientOptions } from './tls.ts'
 
 const KEEP_ALIVE_MS = 15_000
@@ -120,10 +121,9 @@ export class Channel implements ReplyHost, InputTaker {
   readonly #out: Output
   readonly #parser: ReplyParser
   readonly #clock: Clock
-  readonly #awaited = new Map<number, AwaitedReply>()
+  readonly #awaited = new ReplySlots()
   /** What arrived together with the end of the handshake. */
   #rest: Buffer
-  #cookie = 0
   #broken = false
 
   private constructor(
@@ -177,22 +177,15 @@ export class Channel implements ReplyHost, InputTaker {
     return this.#awaited.size
   }
 
-  /** Every request that waits, oldest first. */
-  waiting(): AwaitedReply[] {
-    return [...this.#awaited.values()]
-  }
-
-  /** Sends a request; a WRITE's data is its `buf`. */
+  /** Sends a request, of at most `REPLY_SLOTS` at a time; a WRITE's data is its `buf`. */
   send(request: AwaitedReply, flags: number): void {
     const { type, offset, length, buf } = request
-    do this.#cookie = (this.#cookie + 1) >>> 0
-    while (this.#awaited.has(this.#cookie))
-    this.#awaited.set(this.#cookie, request)
+    const cookie = this.#awaited.take(request)
     const payload = type === NBD_CMD.WRITE ? buf : undefined
     const copied = payload !== undefined && payload.length <= COPIED_PAYLOAD ? payload.length : 0
     const at = this.#out.place(NBD_REQUEST_BYTES + copied)
     const { slab } = this.#out
-    putRequest(slab, at, type, flags, this.#cookie, offset, length)
+    putRequest(slab, at, type, flags, cookie, offset, length)
     if (payload !== undefined && copied > 0) copyBytes(slab, at + NBD_REQUEST_BYTES, payload)
     if (payload !== undefined && copied === 0) this.#out.append(payload)
     this.#out.flushSoon()
@@ -200,12 +193,12 @@ export class Channel implements ReplyHost, InputTaker {
 
   /** The running request with that cookie. */
   awaited(cookie: number): AwaitedReply | undefined {
-    return this.#awaited.get(cookie)
+    return this.#awaited.at(cookie)
   }
 
   /** A request got its last reply. */
   finished(cookie: number, request: AwaitedReply): void {
-    this.#awaited.delete(cookie)
+    this.#awaited.give(cookie)
     this.#host.completed(request)
   }
 

@@ -6,10 +6,11 @@
  * - It can be sent again: nothing that a lost connection brought is kept after `reset`.
  */
 import { BlockError, codeWords, type ErrorCode } from '../util/errors.ts'
+import type { Linked } from '../util/linked-list.ts'
 import type { AwaitedReply } from './reply-parser.ts'
 
 /** One request that waits for its reply, or for a connection. */
-export class ClientRequest implements AwaitedReply {
+export class ClientRequest implements AwaitedReply, Linked<ClientRequest> {
   /** Command, its flags, and its range in bytes. */
   readonly type: number
   readonly flags: number
@@ -20,6 +21,8 @@ export class ClientRequest implements AwaitedReply {
   readonly done: Promise<void>
   /** When the reply is overdue, in milliseconds of the client's clock. */
   readonly deadline: number
+  previous: ClientRequest | undefined
+  next: ClientRequest | undefined
   filled = 0
   error: BlockError | undefined
   extent: { readonly bytes: number; readonly bits: number } | undefined

@@ -11,6 +11,7 @@
  */
 import type { Clock, TimerHandle } from '../util/clock.ts'
 import { BlockError, codeWords, type ErrorCode } from '../util/errors.ts'
+import { LinkedList } from '../util/linked-list.ts'
 import type { NbdAddress } from './address.ts'
 import { BufferPool } from './buffer-pool.ts'
 import { Channel, type ChannelHost, type OpenLimits, withHandshake } from './channel.ts'
@@ -19,6 +20,7 @@ import { ClientRequest } from './client-request.ts'
 import { NBD_CMD, NBD_CMD_FLAG, NBD_FLAG } from './constants.ts'
 import { describeChange } from './remote-change.ts'
 import type { AwaitedReply } from './reply-parser.ts'
+import { REPLY_SLOTS } from './reply-slots.ts'
 import type { TlsClientOptions } from './tls.ts'
 
 /** How a client connects. */
@@ -49,7 +51,6 @@ export interface RemoteStatus {
   readonly bits: number
 }
 
-const MAX_IN_FLIGHT = 64
 const HANDSHAKE_MS = 10_000
 const LONGEST_BACKOFF_MS = 16_000
 /** A request made while the connection is down brings the next attempt this near to the last. */
@@ -63,7 +64,7 @@ export class NbdClient implements ChannelHost {
   readonly #clock: Clock
   readonly #pool: BufferPool
   readonly #stop = new AbortController()
-  readonly #outstanding = new Set<ClientRequest>()
+  readonly #outstanding = new LinkedList<ClientRequest>()
   #channel: Channel | undefined
   #queue: ClientRequest[] = []
   /** Why nothing will work any more. */
@@ -212,7 +213,7 @@ export class NbdClient implements ChannelHost {
   /** A request got its reply. */
   completed(request: AwaitedReply): void {
     if (!(request instanceof ClientRequest)) return
-    this.#outstanding.delete(request)
+    if (this.#outstanding.has(request)) this.#outstanding.remove(request)
     request.settle()
     this.#pump()
   }
@@ -264,7 +265,7 @@ export class NbdClient implements ChannelHost {
   /** Sends what may be sent. */
   #pump(): void {
     const channel = this.#channel
-    while (channel !== undefined && channel.inFlight < MAX_IN_FLIGHT) {
+    while (channel !== undefined && channel.inFlight < REPLY_SLOTS) {
       const request = this.#queue.shift()
       if (request === undefined) return
       channel.send(request, request.flags)
@@ -275,7 +276,7 @@ export class NbdClient implements ChannelHost {
   #armWatch(ms: number): void {
     this.#watch = this.#clock.setTimer(ms, () => {
       this.#watch = undefined
-      const [oldest] = this.#outstanding
+      const oldest = this.#outstanding.first
       if (oldest === undefined) return
       const left = oldest.deadline - this.#clock.nowMs()
       if (left > 0) this.#armWatch(left)
@@ -291,7 +292,7 @@ export class NbdClient implements ChannelHost {
 
   #failAll(code: ErrorCode, cause: BlockError): void {
     const requests = [...this.#outstanding]
-    this.#outstanding.clear()
+    for (const request of requests) this.#outstanding.remove(request)
     this.#queue = []
     for (const request of requests) request.fail(code, cause)
   }
