@@ -11,7 +11,7 @@ import { join, posix } from 'node:path'
 const BELOW_BLOCK = ['aio', 'coroutine', 'sync', 'util']
 const BELOW_JOB = ['block', ...BELOW_BLOCK]
 
-/** Room → rooms it may import. `index` and `runtime` are the files at the top of `src`. */
+/** Room → rooms it may import. `index` is the file at the top of `src`. */
 const LAYERS = {
   util: [],
   sync: ['util'],
@@ -22,7 +22,7 @@ const LAYERS = {
   job: BELOW_JOB,
   replication: ['job', ...BELOW_JOB],
   nbd: ['aio', 'coroutine', 'sync', 'util'],
-  qmp: ['runtime', 'nbd', 'replication', 'job', 'drivers', ...BELOW_JOB],
+  qmp: ['nbd', 'replication', 'job', 'drivers', ...BELOW_JOB],
   runtime: ['qmp', 'nbd', 'replication', 'job', 'drivers', ...BELOW_JOB],
   index: ['runtime', 'qmp', 'nbd', 'replication', 'job', 'drivers', ...BELOW_JOB],
   cli: ['index'],
@@ -154,7 +154,7 @@ export function readTree(root) {
 /** The room of a path; undefined outside the judged folders. */
 function roomOf(path) {
   if (path.startsWith('workers/')) return 'workers'
-  const match = /^src\/(?:([a-z]+)\/|(index|runtime)[a-z-]*\.ts$)/.exec(path)
+  const match = /^src\/(?:([a-z]+)\/|(index)\.ts$)/.exec(path)
   return match?.[1] ?? match?.[2]
 }
 

@@ -36,8 +36,7 @@ export type {
 export { pskFromFiles, type TlsEndpoint, type X509Files, x509FromFiles } from './nbd/tls-files.ts'
 export type { ExportInfo, ExportRequest, ServerAddress } from './qmp/services.ts'
 export { PROGRAM_VERSION } from './qmp/version.ts'
-export { type QuitReason, Runtime, type RuntimeOptions } from './runtime.ts'
-export type { DiskSource, FileSource, MemorySource } from './runtime-disk.ts'
+export type { DiskSource, FileSource, MemorySource } from './runtime/disk.ts'
 export {
   compareImages,
   convertImage,
@@ -45,7 +44,7 @@ export {
   type ImageConvertOptions,
   type ImageExtent,
   mapImage,
-} from './runtime-image-data.ts'
+} from './runtime/image-data.ts'
 export {
   checkImage,
   createImage,
@@ -56,7 +55,7 @@ export {
   type ImageFormat,
   type ImageOptions,
   inspectImage,
-} from './runtime-images.ts'
+} from './runtime/images.ts'
 export {
   type BackupJobOptions,
   type CommitJobOptions,
@@ -69,8 +68,8 @@ export {
   startCommit,
   startMirror,
   startStream,
-} from './runtime-jobs.ts'
-export type { StartupOption } from './runtime-options.ts'
+} from './runtime/jobs.ts'
+export type { StartupOption } from './runtime/options.ts'
 export {
   createPrimary,
   createSecondary,
@@ -80,7 +79,7 @@ export {
   type PrimaryOptions,
   type Secondary,
   type SecondaryOptions,
-} from './runtime-pair.ts'
+} from './runtime/pair.ts'
 export type {
   BufferStale,
   CheckpointDone,
@@ -90,6 +89,7 @@ export type {
   PrimaryEvents,
   SecondaryEvents,
   StageChange,
-} from './runtime-pair-events.ts'
+} from './runtime/pair-events.ts'
+export { type QuitReason, Runtime, type RuntimeOptions } from './runtime/runtime.ts'
 export { type Clock, HostClock, VirtualClock } from './util/clock.ts'
 export { BlockError, type ErrorCode, type ErrorContext } from './util/errors.ts'

@@ -18,8 +18,11 @@ export function copyUp(node: BlockNode, start: number, data: Uint8Array): Promis
   const flags = FLAG.WRITE_UNCHANGED
   return tracked(node, start, data.length, true, async () => {
     await readAligned(driver, start, data)
-    if (allZero(data)) await zeroPieces(node, driver, start, data.length, flags)
-    else await writeAligned(driver, start, data, flags)
-    node.writeGeneration++
+    try {
+      if (allZero(data)) await zeroPieces(node, driver, start, data.length, flags)
+      else await writeAligned(driver, start, data, flags)
+    } finally {
+      node.writeGeneration++
+    }
   })
 }

@@ -5,7 +5,7 @@ import type { BlockdevOptions } from '../../src/block/driver.ts'
 import { FLAG, PERM, STATUS } from '../../src/block/driver.ts'
 import { nodeTruncate } from '../../src/block/truncate.ts'
 import { makeThrottleDriver, ThrottleGroups } from '../../src/drivers/throttle.ts'
-import { builtinDrivers } from '../../src/runtime-drivers.ts'
+import { builtinDrivers } from '../../src/runtime/drivers.ts'
 import { Bench } from '../unit/drivers/qcow2-support.ts'
 
 /** How one driver is made for the suite, and what it can: every capability is asserted, none skips. */

@@ -5,7 +5,7 @@ import { PERM } from '../../src/block/driver.ts'
 import type { WorkerPool } from '../../src/job/pool.ts'
 import { NbdClient } from '../../src/nbd/client.ts'
 import type { ReplicationMachinery } from '../../src/replication/machinery.ts'
-import { Exports } from '../../src/runtime-exports.ts'
+import { Exports } from '../../src/runtime/exports.ts'
 import { HostClock } from '../../src/util/clock.ts'
 import type { ErrorCode } from '../../src/util/errors.ts'
 import {

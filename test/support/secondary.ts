@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import type { BlockdevOptions } from '../../src/block/driver.ts'
 import { createQcow2 } from '../../src/drivers/qcow2/create.ts'
-import type { Runtime } from '../../src/runtime.ts'
+import type { Runtime } from '../../src/runtime/runtime.ts'
 import type { DiskKind } from './replication-proof.ts'
 
 /** Adds `local` and, over it, the node `top`; exports `exports` on the socket `nbd` of the folder. */

@@ -3,7 +3,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
-import { builtinDrivers } from '../../src/runtime-drivers.ts'
+import { builtinDrivers } from '../../src/runtime/drivers.ts'
 import { Rig } from './qmp/rig.ts'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))

@@ -4,7 +4,7 @@ import { BlockBackend } from '../../../src/block/backend.ts'
 import { PERM } from '../../../src/block/driver.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
 import type { BlockNode } from '../../../src/block/node.ts'
-import { builtinDrivers } from '../../../src/runtime-drivers.ts'
+import { builtinDrivers } from '../../../src/runtime/drivers.ts'
 
 const K = 1024
 let ctx: AioContext

@@ -3,7 +3,7 @@ import { AioContext } from '../../../src/aio/aio-context.ts'
 import { BlockBackend } from '../../../src/block/backend.ts'
 import { type BlockdevOptions, PERM } from '../../../src/block/driver.ts'
 import { BlockGraph } from '../../../src/block/graph.ts'
-import { builtinDrivers } from '../../../src/runtime-drivers.ts'
+import { builtinDrivers } from '../../../src/runtime/drivers.ts'
 
 let ctx: AioContext
 let graph: BlockGraph

@@ -20,9 +20,9 @@ import { RunState } from '../../../src/qmp/run-state.ts'
 import { validate } from '../../../src/qmp/schema.ts'
 import type { ReplicationControl } from '../../../src/qmp/services.ts'
 import type { ReplicationStatus } from '../../../src/replication/registry.ts'
-import { builtinDrivers } from '../../../src/runtime-drivers.ts'
-import { Exports } from '../../../src/runtime-exports.ts'
-import { objectKinds } from '../../../src/runtime-objects.ts'
+import { builtinDrivers } from '../../../src/runtime/drivers.ts'
+import { Exports } from '../../../src/runtime/exports.ts'
+import { objectKinds } from '../../../src/runtime/objects.ts'
 import { BlockError } from '../../../src/util/errors.ts'
 
 const session = { negotiate: () => undefined, finish: () => undefined }

@@ -4,7 +4,7 @@
  * Invariants:
  * - Nothing is opened or created here; the answer is what `addNode` takes.
  */
-import type { BlockdevOptions, BlockdevRef } from './block/driver.ts'
+import type { BlockdevOptions, BlockdevRef } from '../block/driver.ts'
 
 /** A disk in memory. */
 export interface MemorySource {

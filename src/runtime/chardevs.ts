@@ -8,11 +8,11 @@
  */
 import net from 'node:net'
 import type { Duplex } from 'node:stream'
-import { refuse } from './qmp/command.ts'
-import type { JsonObject, JsonValue } from './qmp/json.ts'
-import type { MonitorAddress, MonitorServer } from './qmp/socket.ts'
-import type { Clock } from './util/clock.ts'
-import { asBlockError, BlockError } from './util/errors.ts'
+import { refuse } from '../qmp/command.ts'
+import type { JsonObject, JsonValue } from '../qmp/json.ts'
+import type { MonitorAddress, MonitorServer } from '../qmp/socket.ts'
+import type { Clock } from '../util/clock.ts'
+import { asBlockError, BlockError } from '../util/errors.ts'
 
 /** What the devices need of the program around them. */
 export interface ChardevHost {

@@ -6,20 +6,20 @@
  * - Only public parts of the runtime are used: whoever needs more takes `runtime` and goes on there.
  * - Both disks hold the same bytes when the primary is created; nothing here copies the first content.
  */
-import type { BlockBackend } from './block/backend.ts'
-import type { BlockdevOptions } from './block/driver.ts'
-import type { ServerAddress } from './qmp/services.ts'
-import type { ReplicationStatus } from './replication/registry.ts'
-import { Runtime, type RuntimeOptions } from './runtime.ts'
-import { type DiskSource, diskOptions } from './runtime-disk.ts'
+import type { BlockBackend } from '../block/backend.ts'
+import type { BlockdevOptions } from '../block/driver.ts'
+import type { ServerAddress } from '../qmp/services.ts'
+import type { ReplicationStatus } from '../replication/registry.ts'
+import { BlockError } from '../util/errors.ts'
+import { type DiskSource, diskOptions } from './disk.ts'
 import {
   hear,
   PRIMARY_EVENTS,
   type PrimaryEvents,
   SECONDARY_EVENTS,
   type SecondaryEvents,
-} from './runtime-pair-events.ts'
-import { BlockError } from './util/errors.ts'
+} from './pair-events.ts'
+import { Runtime, type RuntimeOptions } from './runtime.ts'
 
 /** Name that the export has when none is given. */
 const EXPORT_NAME = 'disk'

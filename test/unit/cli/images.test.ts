@@ -12,7 +12,7 @@ import {
   inspectImage,
   mapImage,
   Runtime,
-} from '../../src/index.ts'
+} from '../../../src/index.ts'
 
 const MIB = 1024 * 1024
 let dir: string
@@ -283,7 +283,7 @@ describe('images / check', () => {
 test('examples / images / prints what it says', async () => {
   const log = vi.spyOn(console, 'log').mockImplementation(() => {})
   try {
-    await import('../../examples/images.ts')
+    await import('../../../examples/images.ts')
     expect(log.mock.calls.map((words) => words.join(' '))).toEqual([
       'the disk is qcow2 of 64 MiB',
       '64 KiB of data at 1 MiB',

@@ -6,14 +6,14 @@
  * - Nothing of an option that failed stays.
  */
 
-import { parseNbdUri } from './nbd/uri.ts'
-import { blockdevOptions, socketAddress } from './qmp/blockdev-schema.ts'
-import { type Command, type CommandTable, refuse } from './qmp/command.ts'
-import { isObject, type JsonObject, type JsonValue } from './qmp/json.ts'
-import { coerce, modernOptions, parseKeyValue, parseOption } from './qmp/key-value.ts'
-import { bool, oneOf, str, struct, uint32, validate } from './qmp/schema.ts'
-import type { Chardevs } from './runtime-chardevs.ts'
-import { assert } from './util/errors.ts'
+import { parseNbdUri } from '../nbd/uri.ts'
+import { blockdevOptions, socketAddress } from '../qmp/blockdev-schema.ts'
+import { type Command, type CommandTable, refuse } from '../qmp/command.ts'
+import { isObject, type JsonObject, type JsonValue } from '../qmp/json.ts'
+import { coerce, modernOptions, parseKeyValue, parseOption } from '../qmp/key-value.ts'
+import { bool, oneOf, str, struct, uint32, validate } from '../qmp/schema.ts'
+import { assert } from '../util/errors.ts'
+import type { Chardevs } from './chardevs.ts'
 
 /** The options, by the name that stands behind the dashes. */
 export type StartupOption =

@@ -5,13 +5,13 @@
  * - A secret's data never leaves it by a query.
  */
 import { readFileSync } from 'node:fs'
-import type { ThrottleGroups } from './drivers/throttle.ts'
-import { RECORDED_KINDS, throttleLimits } from './qmp/commands/objects.ts'
-import { isObject, type JsonObject, type JsonValue } from './qmp/json.ts'
-import type { ObjectHandle, ObjectKind } from './qmp/objects.ts'
-import { struct, validate } from './qmp/schema.ts'
-import { tlsKinds } from './runtime-tls.ts'
-import { asBlockError, BlockError } from './util/errors.ts'
+import type { ThrottleGroups } from '../drivers/throttle.ts'
+import { RECORDED_KINDS, throttleLimits } from '../qmp/commands/objects.ts'
+import { isObject, type JsonObject, type JsonValue } from '../qmp/json.ts'
+import type { ObjectHandle, ObjectKind } from '../qmp/objects.ts'
+import { struct, validate } from '../qmp/schema.ts'
+import { asBlockError, BlockError } from '../util/errors.ts'
+import { tlsKinds } from './tls.ts'
 
 /** The kinds, by name. */
 export function objectKinds(groups: ThrottleGroups): Readonly<Record<string, ObjectKind>> {

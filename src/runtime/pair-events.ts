@@ -4,8 +4,8 @@
  * Invariants:
  * - Each is made of one event of the runtime; nothing is invented here.
  */
-import type { BlockEvents } from './block/events.ts'
-import type { Stage } from './replication/stage.ts'
+import type { BlockEvents } from '../block/events.ts'
+import type { Stage } from '../replication/stage.ts'
 
 /** A write that did not reach the secondary. */
 export interface ForwardError {

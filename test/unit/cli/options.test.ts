@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Duplex, PassThrough, type Readable } from 'node:stream'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { Runtime, type StartupOption } from '../../src/index.ts'
+import { Runtime, type StartupOption } from '../../../src/index.ts'
 
 let dir: string
 let runtime: Runtime

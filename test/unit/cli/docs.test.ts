@@ -2,9 +2,9 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { expect, test } from 'vitest'
-import { program } from '../../src/cli/program.ts'
+import { program } from '../../../src/cli/program.ts'
 
-const PAGE = readFileSync(fileURLToPath(new URL('../../docs/cli.md', import.meta.url)), 'utf8')
+const PAGE = readFileSync(fileURLToPath(new URL('../../../docs/cli.md', import.meta.url)), 'utf8')
 
 test('docs / cli / every subcommand stands in the table, and no other', () => {
   const table = PAGE.slice(

@@ -6,11 +6,11 @@
  * - Rules are looked at whenever somebody comes in: they may be changed or replaced meanwhile.
  */
 
-import type { TlsCredentials } from './nbd/tls.ts'
-import { pskFromFiles, type TlsEndpoint, x509FromFiles } from './nbd/tls-files.ts'
-import { isObject, type JsonObject, type JsonValue } from './qmp/json.ts'
-import type { ObjectHandle, ObjectKind, ObjectStore } from './qmp/objects.ts'
-import { BlockError } from './util/errors.ts'
+import type { TlsCredentials } from '../nbd/tls.ts'
+import { pskFromFiles, type TlsEndpoint, x509FromFiles } from '../nbd/tls-files.ts'
+import { isObject, type JsonObject, type JsonValue } from '../qmp/json.ts'
+import type { ObjectHandle, ObjectKind, ObjectStore } from '../qmp/objects.ts'
+import { BlockError } from '../util/errors.ts'
 
 /** The kinds, by name. */
 export const tlsKinds: Readonly<Record<string, ObjectKind>> = {

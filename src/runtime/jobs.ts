@@ -6,18 +6,18 @@
  * - A handle tells the end once: `done` settles after the job let go of every node.
  * - A signal that aborts cancels its job; it is not listened to any longer than the job lives.
  */
-import type { BlockNode } from './block/node.ts'
-import { startBackup as backup } from './job/backup.ts'
-import { startCommit as commit } from './job/commit.ts'
-import type { Job } from './job/job.ts'
-import type { CopyMode } from './job/job-types.ts'
-import type { OnError } from './job/policy.ts'
-import { startMirror as mirror } from './job/start-mirror.ts'
-import { startStream as stream } from './job/start-stream.ts'
-import type { JobStatus } from './job/status.ts'
-import { nodeFilename } from './qmp/node-filename.ts'
+import type { BlockNode } from '../block/node.ts'
+import { startBackup as backup } from '../job/backup.ts'
+import { startCommit as commit } from '../job/commit.ts'
+import type { Job } from '../job/job.ts'
+import type { CopyMode } from '../job/job-types.ts'
+import type { OnError } from '../job/policy.ts'
+import { startMirror as mirror } from '../job/start-mirror.ts'
+import { startStream as stream } from '../job/start-stream.ts'
+import type { JobStatus } from '../job/status.ts'
+import { nodeFilename } from '../qmp/node-filename.ts'
+import { BlockError } from '../util/errors.ts'
 import type { Runtime } from './runtime.ts'
-import { BlockError } from './util/errors.ts'
 
 /** What every job takes. */
 export interface JobStartOptions {

@@ -7,12 +7,12 @@
  *   target was there before: then zeroes are written too.
  */
 import { existsSync, statSync, unlinkSync } from 'node:fs'
-import type { BlockBackend } from './block/backend.ts'
-import { FLAG, STATUS } from './block/driver.ts'
-import type { BlockNode } from './block/node.ts'
-import { nodeStatus } from './block/status.ts'
-import { nodeFilename } from './qmp/node-filename.ts'
-import { Runtime } from './runtime.ts'
+import type { BlockBackend } from '../block/backend.ts'
+import { FLAG, STATUS } from '../block/driver.ts'
+import type { BlockNode } from '../block/node.ts'
+import { nodeStatus } from '../block/status.ts'
+import { nodeFilename } from '../qmp/node-filename.ts'
+import { BlockError } from '../util/errors.ts'
 import {
   createImage,
   type ImageCreateOptions,
@@ -20,8 +20,8 @@ import {
   type ImageOptions,
   isNbdUri,
   openImage,
-} from './runtime-images.ts'
-import { BlockError } from './util/errors.ts'
+} from './images.ts'
+import { Runtime } from './runtime.ts'
 
 /** A run of a disk that one image decides in one way. */
 export interface ImageExtent {

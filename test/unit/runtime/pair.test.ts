@@ -12,8 +12,8 @@ import {
   type Primary,
   type Secondary,
   type ServerAddress,
-} from '../../src/index.ts'
-import { fill, patternOf } from '../support/graph.ts'
+} from '../../../src/index.ts'
+import { fill, patternOf } from '../../support/graph.ts'
 
 const MiB = 1024 * 1024
 const folder = mkdtempSync(join(tmpdir(), 'pair-'))
@@ -154,7 +154,7 @@ test('pair / after the end every call says so', async () => {
 test('pair / the example prints what it says', async () => {
   const log = vi.spyOn(console, 'log').mockImplementation(() => undefined)
   try {
-    await import('../../examples/pair.ts')
+    await import('../../../examples/pair.ts')
     expect(log.mock.calls).toEqual([['from the primary, 65536 bytes put back']])
   } finally {
     log.mockRestore()

@@ -6,17 +6,17 @@
  * - An export's backend shares everything but resizing, so a disk keeps its length while exported.
  * - `BLOCK_EXPORT_DELETED` follows every export that ends, after its last request.
  */
-import { BlockBackend } from './block/backend.ts'
-import { PERM } from './block/driver.ts'
-import type { BlockGraph } from './block/graph.ts'
-import type { NamedBitmap } from './block/named-bitmap.ts'
-import type { BlockNode } from './block/node.ts'
-import type { ExportBitmap } from './nbd/export.ts'
-import { NbdServer } from './nbd/server.ts'
-import type { TlsServerOptions } from './nbd/tls.ts'
-import type { ExportInfo, ExportRequest, ExportService, ServerAddress } from './qmp/services.ts'
-import { fenceExport } from './replication/buffers.ts'
-import { BlockError } from './util/errors.ts'
+import { BlockBackend } from '../block/backend.ts'
+import { PERM } from '../block/driver.ts'
+import type { BlockGraph } from '../block/graph.ts'
+import type { NamedBitmap } from '../block/named-bitmap.ts'
+import type { BlockNode } from '../block/node.ts'
+import type { ExportBitmap } from '../nbd/export.ts'
+import { NbdServer } from '../nbd/server.ts'
+import type { TlsServerOptions } from '../nbd/tls.ts'
+import type { ExportInfo, ExportRequest, ExportService, ServerAddress } from '../qmp/services.ts'
+import { fenceExport } from '../replication/buffers.ts'
+import { BlockError } from '../util/errors.ts'
 
 interface Entry {
   readonly id: string
