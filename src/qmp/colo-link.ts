@@ -6,9 +6,8 @@
  *   answers. Orders are answered in the order in which they came.
  * - Every question settles: by its answer, or by the end of the connection.
  */
-import net from 'node:net'
+import type net from 'node:net'
 import { asBlockError, BlockError } from '../util/errors.ts'
-import type { MonitorAddress } from './socket.ts'
 
 /** What the primary may order. */
 export type ColoOrder = 'start' | 'checkpoint' | 'stop'
@@ -114,24 +113,6 @@ export class ColoLink {
     for (const question of this.#questions.values()) question.reject(error)
     this.#questions.clear()
   }
-}
-
-/** Connects to a peer. Errors: those of the host, with the address. */
-export async function dialColo(address: MonitorAddress): Promise<net.Socket> {
-  const where = address.type === 'unix' ? address.path : `${address.host}:${address.port}`
-  return new Promise((resolve, reject) => {
-    const socket = address.type === 'unix' ? net.connect(address.path) : net.connect(address)
-    const failed = (thrown: Error): void => {
-      const { code, message } = asBlockError(thrown)
-      const words = `Failed to connect to '${where}': ${message}`
-      reject(new BlockError(code, words, { path: where }, thrown))
-    }
-    socket.once('error', failed)
-    socket.once('connect', () => {
-      socket.off('error', failed)
-      resolve(socket)
-    })
-  })
 }
 
 function lost(): BlockError {

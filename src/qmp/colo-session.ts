@@ -11,10 +11,10 @@ import net from 'node:net'
 import type { BlockEvents } from '../block/events.ts'
 import type { Clock, TimerHandle } from '../util/clock.ts'
 import { asBlockError, BlockError } from '../util/errors.ts'
-import { ColoLink, type ColoLinkOwner, type ColoOrder, dialColo } from './colo-link.ts'
+import { ColoLink, type ColoLinkOwner, type ColoOrder } from './colo-link.ts'
 import type { RunState } from './run-state.ts'
 import type { ReplicationControl } from './services.ts'
-import { listenOn, type MonitorAddress, parseMonitorAddress } from './socket.ts'
+import { dial, listenOn, type MonitorAddress, parseMonitorAddress } from './socket.ts'
 
 /** Which side of a pair this program is. */
 export type ColoMode = 'none' | 'primary' | 'secondary'
@@ -170,7 +170,7 @@ export class ColoSession implements ColoLinkOwner {
   async #lead(address: MonitorAddress): Promise<void> {
     const { replication } = this.#options
     try {
-      const socket = await dialColo(address)
+      const socket = await dial(address)
       const link = new ColoLink(socket, this)
       if (this.#closed) return link.close()
       this.#link = link

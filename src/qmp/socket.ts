@@ -48,6 +48,31 @@ export function parseMonitorAddress(text: string): MonitorAddress {
   throw new BlockError('EINVAL', `monitor address '${text}' is neither unix:PATH nor tcp:HOST:PORT`)
 }
 
+/**
+ * Connects to somebody who listens at such an address. `allowHalfOpen` as the host's: our end stays
+ * open when the other is closed. Errors: those of the host, with the address.
+ */
+export function dial(
+  address: MonitorAddress,
+  { allowHalfOpen = false }: { readonly allowHalfOpen?: boolean } = {},
+): Promise<net.Socket> {
+  const where = address.type === 'unix' ? address.path : `${address.host}:${address.port}`
+  const target = address.type === 'unix' ? { path: address.path } : address
+  return new Promise((resolve, reject) => {
+    const socket = net.connect({ ...target, allowHalfOpen })
+    const failed = (thrown: Error): void => {
+      const { code, message } = asBlockError(thrown)
+      const words = `Failed to connect to '${where}': ${message}`
+      reject(new BlockError(code, words, { path: where }, thrown))
+    }
+    socket.once('error', failed)
+    socket.once('connect', () => {
+      socket.off('error', failed)
+      resolve(socket)
+    })
+  })
+}
+
 /** Starts to listen. Errors: EBUSY when somebody else has the address, EINVAL, EACCES … */
 export async function listenOn(server: net.Server, address: MonitorAddress): Promise<void> {
   if (address.type === 'unix') await clearSocketPath(address.path)

@@ -6,13 +6,12 @@
  *   monitor is put on it.
  * - A device carries at most one monitor.
  */
-import net from 'node:net'
 import type { Duplex } from 'node:stream'
 import { refuse } from '../qmp/command.ts'
 import type { JsonObject, JsonValue } from '../qmp/json.ts'
-import type { MonitorAddress, MonitorServer } from '../qmp/socket.ts'
+import { dial, type MonitorAddress, type MonitorServer } from '../qmp/socket.ts'
 import type { Clock } from '../util/clock.ts'
-import { asBlockError, BlockError } from '../util/errors.ts'
+import { BlockError } from '../util/errors.ts'
 
 /** What the devices need of the program around them. */
 export interface ChardevHost {
@@ -124,7 +123,8 @@ export class Chardevs {
   }
 
   async #dial(monitor: MonitorServer, address: MonitorAddress, retryMs: number): Promise<void> {
-    const socket = await connect(address)
+    const socket = await dial(address, { allowHalfOpen: true })
+    socket.pause()
     if (retryMs > 0) socket.once('close', () => this.#later(monitor, address, retryMs))
     monitor.accept(socket)
   }
@@ -137,25 +137,6 @@ export class Chardevs {
     }
     this.#host.clock.setTimer(retryMs, again)
   }
-}
-
-function connect(address: MonitorAddress): Promise<net.Socket> {
-  const where = address.type === 'unix' ? address.path : `${address.host}:${address.port}`
-  const target = address.type === 'unix' ? { path: address.path } : address
-  return new Promise((resolve, reject) => {
-    const socket = net.connect({ ...target, allowHalfOpen: true })
-    const failed = (thrown: Error): void => {
-      const { code, message } = asBlockError(thrown)
-      const words = `Failed to connect to '${where}': ${message}`
-      reject(new BlockError(code, words, { path: where }, thrown))
-    }
-    socket.once('error', failed)
-    socket.once('connect', () => {
-      socket.off('error', failed)
-      socket.pause()
-      resolve(socket)
-    })
-  })
 }
 
 function addressOf(options: JsonObject): MonitorAddress {

@@ -4,7 +4,7 @@
  * Invariants:
  * - Members and their names are those that monitors of other programs show.
  */
-import type { ImageInfo } from '../../block/driver.ts'
+import type { ImageInfo, InternalSnapshot } from '../../block/driver.ts'
 import { AUTOCLEAR, COMPAT_LAZY_REFCOUNTS, INCOMPAT } from './format.ts'
 import type { Qcow2Image } from './image.ts'
 import type { Snapshot } from './snapshots.ts'
@@ -41,13 +41,17 @@ export async function imageInfo(
     ...(header.backingFile === undefined ? {} : { backingFilename: header.backingFile }),
     ...(header.backingFormat === undefined ? {} : { backingFormat: header.backingFormat }),
     dirty: has(INCOMPAT.DIRTY),
-    snapshots: snapshots.map(shown),
+    snapshots: snapshots.map(snapshotInfo),
   }
 }
 
 const NS = 1_000_000_000
 
-function shown(snapshot: Snapshot): Readonly<Record<string, unknown>> {
+/** The members of a snapshot as monitors name them: seconds, nanoseconds and bytes. */
+type SnapshotInfo = Readonly<Record<string, string | number>>
+
+/** A snapshot as image information and monitor commands show it. */
+export function snapshotInfo(snapshot: InternalSnapshot): SnapshotInfo {
   const { id, name, seconds, nanoseconds, clockNs, stateBytes, icount } = snapshot
   return {
     ...(icount === undefined ? {} : { icount }),

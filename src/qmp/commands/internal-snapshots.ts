@@ -9,13 +9,12 @@
 import type { InternalSnapshot, InternalSnapshots } from '../../block/driver.ts'
 import type { BlockGraph } from '../../block/graph.ts'
 import type { BlockNode } from '../../block/node.ts'
+import { snapshotInfo } from '../../drivers/qcow2/info.ts'
 import { asBlockError, BlockError, codeWords } from '../../util/errors.ts'
 import { type CommandTable, command, optionalText, refuse, textOf } from '../command.ts'
 import type { JsonObject } from '../json.ts'
 import { str } from '../schema.ts'
 import { commandOf, type DeedTable, deed, type Step } from './deed.ts'
-
-const NS = 1_000_000_000
 
 /** What can be part of a transaction. */
 export function internalSnapshotDeeds(graph: BlockGraph): DeedTable {
@@ -99,7 +98,7 @@ async function drop(graph: BlockGraph, args: JsonObject): Promise<JsonObject> {
   }
   const failure = 'Failed to remove snapshot from snapshot list'
   await orFail(failure, () => graph.withDrained(node, () => store.remove(found.id)))
-  return shown(found)
+  return snapshotInfo(found)
 }
 
 function rootOf(graph: BlockGraph, device: string): BlockNode {
@@ -137,20 +136,5 @@ async function orFail<T>(failure: string, body: () => Promise<T>): Promise<T> {
   } catch (thrown) {
     const { code, context } = asBlockError(thrown)
     throw new BlockError(code, `${failure}: ${codeWords(code)}`, context, thrown)
-  }
-}
-
-/** A snapshot as the protocol shows it. */
-function shown(snapshot: InternalSnapshot): JsonObject {
-  const { id, name, seconds, nanoseconds, clockNs, stateBytes, icount } = snapshot
-  return {
-    ...(icount === undefined ? {} : { icount }),
-    'vm-clock-sec': Math.floor(clockNs / NS),
-    name,
-    'date-sec': seconds,
-    'date-nsec': nanoseconds,
-    'vm-clock-nsec': clockNs % NS,
-    id,
-    'vm-state-size': stateBytes,
   }
 }
