@@ -4,11 +4,13 @@
  *
  * Invariants:
  * - Nobody writes a range while it is copied: the filter over the disk holds it.
+ * - Nothing that a reader sees changes, also where an image in between is shorter than the others.
  * - Whole clusters of the disk only, so that no reader meets a cluster that is filled in part.
  * - Progress is what is done from the start without a gap: a job that stops at an error stands at it.
  */
 import type { BlockBackend } from '../block/backend.ts'
 import type { ClusterCopier } from '../block/cluster-copier.ts'
+import { copyUp } from '../block/copy-up.ts'
 import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
 import { chainStatus } from '../block/status.ts'
@@ -150,11 +152,10 @@ export async function streamAll(job: Job, plan: StreamCopyPlan): Promise<void> {
   try {
     for (let at = 0; at < length && !job.forceCancelled; ) {
       const want = Math.min(copier.pieceBytes, length - at)
-      const { bytes, missing } = await nextPiece(plan, at, want)
-      const piece = { offset: at, bytes }
+      const piece = await nextPiece(plan, at, want)
       const turn = order.begin(piece.bytes)
-      at += bytes
-      if (missing) {
+      at += piece.bytes
+      if (piece.kind !== 'there') {
         await lanes.run(piece.bytes, async () => {
           let state: Turn['state'] = 'failed'
           try {
@@ -176,11 +177,41 @@ export async function streamAll(job: Job, plan: StreamCopyPlan): Promise<void> {
   if (first !== undefined && !job.forceCancelled) throw first
 }
 
+/** A piece in whole clusters of the disk. */
+interface Piece {
+  readonly offset: number
+  readonly bytes: number
+  /**
+   * `missing`: something of it lies in the images that are streamed. `covered`: nothing does, but one
+   * of them ends before it, and without them what is below the bottom would show there.
+   */
+  readonly kind: 'there' | 'missing' | 'covered'
+}
+
+/** The piece at the start of a range. */
+async function nextPiece(images: StreamImages, at: number, want: number): Promise<Piece> {
+  const cover = coverOf(images)
+  const within = at < cover ? Math.min(want, cover - at) : want
+  const { bytes, missing } = await nextRun(images, at, within)
+  if (missing) return { offset: at, bytes, kind: 'missing' }
+  return { offset: at, bytes, kind: at + bytes > cover ? 'covered' : 'there' }
+}
+
+/** From where on a short image hides what is below the bottom. */
+function coverOf({ layer, bottom }: StreamImages): number {
+  const base = bottom?.chainNext
+  if (base === undefined) return Number.POSITIVE_INFINITY
+  let cover = layer.length()
+  for (let node = layer.chainNext; node !== undefined && node !== base; node = node.chainNext)
+    cover = Math.min(cover, node.length())
+  return cover < base.length() ? cover : Number.POSITIVE_INFINITY
+}
+
 /**
- * The piece at the start of a range, in whole clusters of the disk, and whether anything of it is
- * to be copied: an image below may have smaller clusters, or end within a cluster.
+ * The run at the start of a range, in whole clusters of the disk, and whether anything of it is to be
+ * copied: an image below may have smaller clusters, or end within a cluster.
  */
-async function nextPiece(
+async function nextRun(
   { layer, bottom }: StreamImages,
   at: number,
   want: number,
@@ -205,13 +236,14 @@ async function nextPiece(
 /** Answers whether the piece is done; it is not when the job ends before. */
 async function copyPiece(
   job: Job,
-  { copier, onError }: StreamCopyPlan,
-  { offset, bytes }: { readonly offset: number; readonly bytes: number },
+  plan: StreamCopyPlan,
+  piece: Piece,
   { lanes, reached, errors }: PieceTroubles,
 ): Promise<boolean> {
+  const { copier, onError } = plan
   while (!job.forceCancelled) {
     try {
-      await copier.copy(offset, bytes)
+      await copyOnce(plan, piece)
       return true
     } catch (thrown) {
       const error = asBlockError(thrown)
@@ -224,6 +256,13 @@ async function copyPiece(
     }
   }
   return false
+}
+
+function copyOnce({ copier, filter, layer }: StreamCopyPlan, piece: Piece): Promise<void> {
+  const { offset, bytes, kind } = piece
+  if (kind !== 'covered') return copier.copy(offset, bytes)
+  const shown = Buffer.allocUnsafeSlow(bytes)
+  return holderOf(filter).holdRange(offset, bytes, () => copyUp(layer, offset, shown))
 }
 
 /** What a piece needs when it cannot be copied. */

@@ -235,3 +235,29 @@ test('job / stream / guest / its writes win over copies', async () => {
   expect(Buffer.compare(now, model), `seed ${seed}`).toBe(0)
   expectAtRest(b)
 })
+
+test('job / stream / bottom / an image in between that is short goes on hiding what is below it', async () => {
+  await using b = bench(copyOnReadDriver)
+  const size = 2 * MIB
+  // Ends within a block, so that one piece is partly covered.
+  const short = MIB + 4096 + 512
+  const base = await b.add({ driver: 'memory', 'node-name': 'base', size })
+  await write(b, base, 0, pattern(0x11, size))
+  const mid = await b.add({ driver: 'memory', 'node-name': 'mid', size: short, backing: 'base' })
+  await write(b, mid, 0, pattern(0x22, 65536))
+  const top = await b.add({ driver: 'memory', 'node-name': 'top', size, backing: 'mid' })
+  await write(b, top, size - 65536, pattern(0x33, 65536))
+  const guest = await b.guest(top)
+  const before = await readAt(guest, 0, size)
+  const job = await start(b, top, { bottom: mid })
+  await job.done
+  expect(job.error).toBeUndefined()
+  expect([job.current, top.chainNext]).toEqual([size, base])
+  const after = await readAt(guest, 0, size)
+  expect(Buffer.compare(before, after)).toBe(0)
+  expect(isAll(after.subarray(0, 65536), 0x22)).toBe(true)
+  expect(isAll(after.subarray(65536, short), 0x11)).toBe(true)
+  expect(isAll(after.subarray(short, size - 65536), 0)).toBe(true)
+  expect(isAll(after.subarray(size - 65536), 0x33)).toBe(true)
+  expectAtRest(b)
+})
