@@ -182,8 +182,9 @@ interface Piece {
   readonly offset: number
   readonly bytes: number
   /**
-   * `missing`: something of it lies in the images that are streamed. `covered`: nothing does, but one
-   * of them ends before it, and without them what is below the bottom would show there.
+   * `missing`: something of it lies in the images that are streamed. `covered`: one of them ends
+   * before it, and without them what is below the bottom would show there. Zeroes that show there
+   * already count for nothing with a format, so they have to be written as data.
    */
   readonly kind: 'there' | 'missing' | 'covered'
 }
@@ -192,9 +193,9 @@ interface Piece {
 async function nextPiece(images: StreamImages, at: number, want: number): Promise<Piece> {
   const cover = coverOf(images)
   const within = at < cover ? Math.min(want, cover - at) : want
-  const { bytes, missing } = await nextRun(images, at, within)
-  if (missing) return { offset: at, bytes, kind: 'missing' }
-  return { offset: at, bytes, kind: at + bytes > cover ? 'covered' : 'there' }
+  const { bytes, missing, own } = await nextRun(images, at, within)
+  if (at + bytes > cover && !own) return { offset: at, bytes, kind: 'covered' }
+  return { offset: at, bytes, kind: missing ? 'missing' : 'there' }
 }
 
 /** From where on a short image hides what is below the bottom. */
@@ -207,30 +208,35 @@ function coverOf({ layer, bottom }: StreamImages): number {
   return cover < base.length() ? cover : Number.POSITIVE_INFINITY
 }
 
+interface Run {
+  readonly bytes: number
+  /** Something of it lies in the images that are streamed. */
+  readonly missing: boolean
+  /** All of it lies in the disk itself. */
+  readonly own: boolean
+}
+
 /**
  * The run at the start of a range, in whole clusters of the disk, and whether anything of it is to be
  * copied: an image below may have smaller clusters, or end within a cluster.
  */
-async function nextRun(
-  { layer, bottom }: StreamImages,
-  at: number,
-  want: number,
-): Promise<{ readonly bytes: number; readonly missing: boolean }> {
+async function nextRun({ layer, bottom }: StreamImages, at: number, want: number): Promise<Run> {
   const unit = layer.driver?.limits.clusterSize ?? 1
   const length = layer.length()
   const whole = (end: number): number => Math.min(length, Math.ceil(end / unit) * unit) - at
   const base = bottom?.chainNext
   const first = await chainStatus(layer, base, at, want)
-  if (first.depth > 0) return { bytes: whole(at + first.bytes), missing: true }
-  if (at + first.bytes === length) return { bytes: first.bytes, missing: false }
-  if (first.bytes >= unit) return { bytes: first.bytes - (first.bytes % unit), missing: false }
+  const own = first.depth === 0
+  if (first.depth > 0) return { bytes: whole(at + first.bytes), missing: true, own }
+  if (at + first.bytes === length) return { bytes: first.bytes, missing: false, own }
+  if (first.bytes >= unit) return { bytes: first.bytes - (first.bytes % unit), missing: false, own }
   const bytes = whole(at + 1)
   for (let done = first.bytes; done < bytes; ) {
     const rest = await chainStatus(layer, base, at + done, bytes - done)
-    if (rest.depth > 0) return { bytes, missing: true }
+    if (rest.depth > 0) return { bytes, missing: true, own: false }
     done += rest.bytes
   }
-  return { bytes, missing: false }
+  return { bytes, missing: false, own: false }
 }
 
 /** Answers whether the piece is done; it is not when the job ends before. */
@@ -262,7 +268,7 @@ function copyOnce({ copier, filter, layer }: StreamCopyPlan, piece: Piece): Prom
   const { offset, bytes, kind } = piece
   if (kind !== 'covered') return copier.copy(offset, bytes)
   const shown = Buffer.allocUnsafeSlow(bytes)
-  return holderOf(filter).holdRange(offset, bytes, () => copyUp(layer, offset, shown))
+  return holderOf(filter).holdRange(offset, bytes, () => copyUp(layer, offset, shown, true))
 }
 
 /** What a piece needs when it cannot be copied. */

@@ -1,7 +1,13 @@
-import { expect, test } from 'vitest'
+import { rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { expect, onTestFinished, test } from 'vitest'
 import type { BlockBackend } from '../../../src/block/backend.ts'
 import type { BlockNode } from '../../../src/block/node.ts'
 import { copyOnReadDriver } from '../../../src/drivers/copy-on-read.ts'
+import { fileDriver } from '../../../src/drivers/file.ts'
+import { createQcow2 } from '../../../src/drivers/qcow2/create.ts'
+import { qcow2Driver } from '../../../src/drivers/qcow2/driver.ts'
 import type { Job } from '../../../src/job/job.ts'
 import { type StreamOptions, startStream } from '../../../src/job/start-stream.ts'
 import { ioError } from '../../../src/util/errors.ts'
@@ -236,16 +242,22 @@ test('job / stream / guest / its writes win over copies', async () => {
   expectAtRest(b)
 })
 
+const TOP = { driver: 'qcow2', 'node-name': 'top' }
+
 test('job / stream / bottom / an image in between that is short goes on hiding what is below it', async () => {
-  await using b = bench(copyOnReadDriver)
+  await using b = bench(copyOnReadDriver, qcow2Driver, fileDriver)
   const size = 2 * MIB
-  // Ends within a block, so that one piece is partly covered.
+  // Ends within a cluster, so that one piece is partly covered.
   const short = MIB + 4096 + 512
   const base = await b.add({ driver: 'memory', 'node-name': 'base', size })
   await write(b, base, 0, pattern(0x11, size))
   const mid = await b.add({ driver: 'memory', 'node-name': 'mid', size: short, backing: 'base' })
   await write(b, mid, 0, pattern(0x22, 65536))
-  const top = await b.add({ driver: 'memory', 'node-name': 'top', size, backing: 'mid' })
+  // A format that need not store zeroes where they show already.
+  const filename = join(tmpdir(), `blockstep-short-${process.pid}.qcow2`)
+  onTestFinished(() => rmSync(filename, { force: true }))
+  await createQcow2(filename, { size })
+  const top = await b.add({ ...TOP, file: { driver: 'file', filename }, backing: 'mid' })
   await write(b, top, size - 65536, pattern(0x33, 65536))
   const guest = await b.guest(top)
   const before = await readAt(guest, 0, size)
