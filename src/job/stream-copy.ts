@@ -4,36 +4,23 @@
  *
  * Invariants:
  * - Nobody writes a range while it is copied: the filter over the disk holds it.
- * - Nothing that a reader sees changes, also where an image in between is shorter than the others.
- * - Whole clusters of the disk only, so that no reader meets a cluster that is filled in part.
- * - Progress is what is done from the start without a gap: a job that stops at an error stands at it.
+ * - Which pieces there are, and in which order they count, is decided elsewhere (`stream-pieces`, `order`).
  */
 import type { BlockBackend } from '../block/backend.ts'
 import type { ClusterCopier } from '../block/cluster-copier.ts'
 import { copyUp } from '../block/copy-up.ts'
-import type { BlockGraph } from '../block/graph.ts'
 import type { BlockNode } from '../block/node.ts'
-import { chainStatus } from '../block/status.ts'
 import { asBlockError, type BlockError } from '../util/errors.ts'
 import type { WorkerBody } from './body.ts'
 import { ClusterCrew } from './cluster-crew.ts'
 import { describeCopy } from './describe.ts'
 import type { Job } from './job.ts'
 import { Lanes } from './lanes.ts'
+import { Order, type Turn } from './order.ts'
 import { errorAction, type OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
+import { nextPiece, type Piece, type StreamImages } from './stream-pieces.ts'
 import { ZERO_BLOCK_BYTES } from './zeroes.ts'
-
-/** The images of a stream. */
-export interface StreamImages {
-  readonly graph: BlockGraph
-  /** Copies on read; sits over the disk. */
-  readonly filter: BlockNode
-  /** The image that is streamed into. */
-  readonly layer: BlockNode
-  /** The lowest image that is copied from; undefined = the whole chain. */
-  readonly bottom: BlockNode | undefined
-}
 
 /** Who copies pieces of a stream. */
 export interface StreamCopier extends ClusterCopier {
@@ -177,68 +164,6 @@ export async function streamAll(job: Job, plan: StreamCopyPlan): Promise<void> {
   if (first !== undefined && !job.forceCancelled) throw first
 }
 
-/** A piece in whole clusters of the disk. */
-interface Piece {
-  readonly offset: number
-  readonly bytes: number
-  /**
-   * `missing`: something of it lies in the images that are streamed. `covered`: one of them ends
-   * before it, and without them what is below the bottom would show there. Zeroes that show there
-   * already count for nothing with a format, so they have to be written as data.
-   */
-  readonly kind: 'there' | 'missing' | 'covered'
-}
-
-/** The piece at the start of a range. */
-async function nextPiece(images: StreamImages, at: number, want: number): Promise<Piece> {
-  const cover = coverOf(images)
-  const within = at < cover ? Math.min(want, cover - at) : want
-  const { bytes, missing, own } = await nextRun(images, at, within)
-  if (at + bytes > cover && !own) return { offset: at, bytes, kind: 'covered' }
-  return { offset: at, bytes, kind: missing ? 'missing' : 'there' }
-}
-
-/** From where on a short image hides what is below the bottom. */
-function coverOf({ layer, bottom }: StreamImages): number {
-  const base = bottom?.chainNext
-  if (base === undefined) return Number.POSITIVE_INFINITY
-  let cover = layer.length()
-  for (let node = layer.chainNext; node !== undefined && node !== base; node = node.chainNext)
-    cover = Math.min(cover, node.length())
-  return cover < base.length() ? cover : Number.POSITIVE_INFINITY
-}
-
-interface Run {
-  readonly bytes: number
-  /** Something of it lies in the images that are streamed. */
-  readonly missing: boolean
-  /** All of it lies in the disk itself. */
-  readonly own: boolean
-}
-
-/**
- * The run at the start of a range, in whole clusters of the disk, and whether anything of it is to be
- * copied: an image below may have smaller clusters, or end within a cluster.
- */
-async function nextRun({ layer, bottom }: StreamImages, at: number, want: number): Promise<Run> {
-  const unit = layer.driver?.limits.clusterSize ?? 1
-  const length = layer.length()
-  const whole = (end: number): number => Math.min(length, Math.ceil(end / unit) * unit) - at
-  const base = bottom?.chainNext
-  const first = await chainStatus(layer, base, at, want)
-  const own = first.depth === 0
-  if (first.depth > 0) return { bytes: whole(at + first.bytes), missing: true, own }
-  if (at + first.bytes === length) return { bytes: first.bytes, missing: false, own }
-  if (first.bytes >= unit) return { bytes: first.bytes - (first.bytes % unit), missing: false, own }
-  const bytes = whole(at + 1)
-  for (let done = first.bytes; done < bytes; ) {
-    const rest = await chainStatus(layer, base, at + done, bytes - done)
-    if (rest.depth > 0) return { bytes, missing: true, own: false }
-    done += rest.bytes
-  }
-  return { bytes, missing: false, own: false }
-}
-
 /** Answers whether the piece is done; it is not when the job ends before. */
 async function copyPiece(
   job: Job,
@@ -278,50 +203,6 @@ interface PieceTroubles {
   readonly reached: () => Promise<boolean>
   /** Errors that the job lives with. */
   readonly errors: BlockError[]
-}
-
-/** A piece in the order of the disk. */
-interface Turn {
-  readonly bytes: number
-  state: 'begun' | 'done' | 'failed'
-  /** Called when everything before it is done, or one of them failed. */
-  wake: (() => void) | undefined
-}
-
-/** Counts pieces as done, and lets their errors be heard, in the order of the disk. */
-class Order {
-  readonly #job: Job
-  readonly #turns: Turn[] = []
-
-  constructor(job: Job) {
-    this.#job = job
-  }
-
-  /** Begins a piece. */
-  begin(bytes: number): Turn {
-    const turn: Turn = { bytes, state: 'begun', wake: undefined }
-    this.#turns.push(turn)
-    return turn
-  }
-
-  /** The piece has ended. After one that failed nothing counts any more. */
-  end(turn: Turn, state: 'done' | 'failed'): void {
-    turn.state = state
-    for (let first = this.#turns[0]; first?.state === 'done'; first = this.#turns[0]) {
-      this.#turns.shift()
-      this.#job.current += first.bytes
-    }
-    const [first] = this.#turns
-    if (first?.state === 'failed') for (const later of this.#turns) later.wake?.()
-    else first?.wake?.()
-  }
-
-  /** Waits until everything before the piece has ended; answers whether all of that is done. */
-  async reached(turn: Turn): Promise<boolean> {
-    if (this.#turns[0]?.state === 'begun' && this.#turns[0] !== turn)
-      await new Promise<void>((resolve) => (turn.wake = resolve))
-    return this.#turns[0] === turn
-  }
 }
 
 function holderOf(filter: BlockNode): RangeHolder {

@@ -18,7 +18,8 @@ import type { Job } from './job.ts'
 import type { JobDriver } from './job-types.ts'
 import type { OnError } from './policy.ts'
 import type { WorkerPool } from './pool.ts'
-import { type StreamCopier, type StreamImages, streamAll, streamCopier } from './stream-copy.ts'
+import { type StreamCopier, streamAll, streamCopier } from './stream-copy.ts'
+import type { StreamImages } from './stream-pieces.ts'
 
 /** What a stream works on. */
 export interface StreamPlan extends StreamImages {
