@@ -17,6 +17,14 @@ export type Entry =
   | { readonly kind: 'truncate'; readonly size: number }
   | { readonly kind: 'sync' }
 
+/** The image under test, on a disk of a `Recorder`. */
+export const IMAGE = {
+  driver: 'qcow2',
+  'node-name': 'a',
+  discard: 'unmap',
+  file: { driver: 'recorder', discard: 'unmap' },
+} as const
+
 /** A disk that notes what reached it, in order, and when it was made stable. */
 export class Recorder {
   readonly log: Entry[] = []
@@ -124,5 +132,15 @@ export class History {
     const flush = this.#stable.findLast(({ acked }) => acked <= cut)
     const oldest = all.findLastIndex(({ step }) => step < (flush?.step ?? 1))
     return new Set(all.slice(oldest).map(({ value }) => value))
+  }
+
+  /** The sectors of what a disk showed after that cut that nothing explains. */
+  unexplained(shown: Uint8Array, cut: number): string[] {
+    const wrong: string[] = []
+    for (let s = 0; s < SIZE / SECTOR; s++) {
+      const value = shown[s * SECTOR] ?? -1
+      if (!this.allowed(s, cut).has(value)) wrong.push(`sector ${s} is ${value}`)
+    }
+    return wrong
   }
 }

@@ -3,7 +3,7 @@ import { FLAG } from '../../../src/block/driver.ts'
 import { checkQcow2 } from '../../../src/drivers/qcow2/check.ts'
 import type { Qcow2CreateOptions } from '../../../src/drivers/qcow2/create.ts'
 import { encodeNewImage } from '../../../src/drivers/qcow2/create.ts'
-import { crash, History, Recorder, random, SECTOR, SIZE } from './qcow2-crash-support.ts'
+import { crash, History, IMAGE, Recorder, random, SECTOR, SIZE } from './qcow2-crash-support.ts'
 import { Bench, DRIVERS } from './qcow2-support.ts'
 
 let bench: Bench | undefined
@@ -32,13 +32,7 @@ async function explore(
   bench = new Bench([...DRIVERS, recorder.definition])
   const first = encodeNewImage({ size: SIZE, ...options })
   recorder.load(first, first.length)
-  const image = {
-    driver: 'qcow2',
-    'node-name': 'a',
-    discard: 'unmap',
-    file: { driver: 'recorder', discard: 'unmap' },
-  } as const
-  const { node, disk } = await bench.open(image)
+  const { node, disk } = await bench.open(IMAGE)
   const history = new History()
   for (let step = 1; step <= 60; step++) {
     const offset = next(SIZE / SECTOR) * SECTOR
@@ -67,17 +61,14 @@ async function explore(
     recorder.load(left.bytes, left.end)
     const where = `seed ${seed}, cut ${cut} of ${log.length}`
     const lazy = options.lazyRefcounts === true
-    const after = await bench.open({ ...image, 'read-only': !lazy })
+    const after = await bench.open({ ...IMAGE, 'read-only': !lazy })
     const file = after.node.children.get('file')
     if (file === undefined) throw new Error('no file child')
     const found = await checkQcow2(file)
     if (found.corruptions > 0) unsound.push(`${where}: ${found.messages.join('; ')}`)
     const got = new Uint8Array(SIZE)
     await after.disk.pread(0, got)
-    for (let s = 0; s < SIZE / SECTOR; s++) {
-      const value = got[s * SECTOR] ?? -1
-      if (!history.allowed(s, cut).has(value)) unsound.push(`${where}: sector ${s} is ${value}`)
-    }
+    for (const text of history.unexplained(got, cut)) unsound.push(`${where}: ${text}`)
     await bench.shut(after.disk)
   }
   return unsound
